@@ -1,0 +1,1 @@
+"""Scalar mathematics, written once and compiled for every target: random words, normals, activations, cells."""

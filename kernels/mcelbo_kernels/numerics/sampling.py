@@ -1,0 +1,33 @@
+"""Which random word belongs to eps[b, i, k].
+
+Word i % 4 of Philox at key (seed low, seed high) and counter (k, i // 4 low, i // 4 high, b): a block serves one latent
+of four consecutive samples, so that d = 1 wastes none of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mcelbo_kernels._compile import inline
+from mcelbo_kernels.numerics.philox import HALF, WORD, philox
+
+TWO, THREE = np.uint64(2), np.uint64(3)
+
+
+@inline
+def block_words(seed: Any, b: Any, block: Any, k: Any) -> Any:
+    """Return the iid words of samples 4 block to 4 block + 3 of datum b and latent k; all arguments uint64."""
+    return philox(k, block & WORD, block >> HALF, b, seed & WORD, seed >> HALF)
+
+
+@inline
+def word(seed: Any, antithetic: Any, b: Any, i: Any, k: Any) -> Any:
+    """Return the word of datum b, sample i and latent k alone; seed, b, i, k uint64.
+
+    "antithetic": an odd sample takes the complement of the word before it, and Phi^-1 is odd in complements.
+    """
+    four = block_words(seed, b, i >> TWO, k)
+    j = np.int64(i & THREE)
+    return np.uint32(~four[j - 1]) if antithetic and j % 2 == 1 else four[j]
