@@ -1,0 +1,181 @@
+"""From a `Problem` to the fused pass and back: padding, packing, buffers, gradients in the shapes of their inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mcelbo_kernels.cpu.cell import Cell
+from mcelbo_kernels.cpu.grid import Chunk, Inputs, Totals, run_chunks
+from mcelbo_kernels.cpu.tile import Shape, host_shape
+from mcelbo_kernels.problem import Gradients, Moments, Need, Problem, check_upstream
+
+Array = NDArray[Any]
+
+# A chunk is long enough that the weight gradients' sums, kept in registers, are moved seldom, and short enough for the
+# cache. Both depend on the problem alone, so that results do not change with the machine's load or threads.
+ROWS_OF_A_CHUNK = 512
+BYTES_OF_A_CHUNK = 4 << 20
+CACHE_LINE = 64
+NOTHING = Need(False, False, False, False, ((False, False),))
+
+
+def errors(problem: Problem) -> Array:
+    """Return T[b, i] = sum_j w[b, j] (x[b, j] - y[b, i, j])^2, shape (B, n)."""
+    result = np.empty((problem.x.shape[0], problem.draw.num_samples), problem.x.dtype)
+    run(problem, NOTHING, None, result)
+    return result
+
+
+def value_and_gradients(problem: Problem, need: Need) -> tuple[Moments, Gradients]:
+    """Return the moments of T and the gradients of sum_b mean_i T[b, i] in one pass."""
+    n = problem.draw.num_samples
+    totals = run(problem, need, None, None)
+    shift, first, second = totals.moments.T
+    mean = first / n
+    return Moments(shift + mean, second - first * mean), collect(problem, need, totals, 1.0 / n)
+
+
+def gradients(problem: Problem, upstream: Array, need: Need) -> Gradients:
+    """Return the vector-Jacobian product of T with `upstream` (B, n); the noise is drawn again."""
+    check_upstream(upstream.shape, problem)
+    return collect(problem, need, run(problem, need, upstream, None), 1.0)
+
+
+def run(problem: Problem, need: Need, upstream: Array | None, errors: Array | None) -> Totals:
+    """Run the pass; samples weigh `upstream` (B, n), ones where None, and leave their T in `errors` (B, n) if given."""
+    if len(problem.layers) != 1:
+        raise ValueError(f"the decoder has {len(problem.layers)} layers: the fused pass takes one affine layer")
+    real = problem.x.dtype
+    shape = host_shape(real.name)
+    inputs = prepare(problem, shape)
+    totals = empty_totals(shape, inputs, need, np.empty((0, 0), real) if errors is None else errors)
+    cell = Cell(problem.layers[0].activation.name, any(flags(need)))
+    rows = problem.x.shape[0] * problem.draw.num_samples
+    if rows:
+        weights = np.empty((0, 0), real) if upstream is None else contiguous(upstream.astype(real, copy=False))
+        run_chunks(shape, cell, inputs, weights, chunk_buffers(shape, cell, inputs, rows, need), totals)
+    return totals
+
+
+def flags(need: Need) -> tuple[bool, ...]:
+    """Return the needs one after another."""
+    return need.x, need.weight, need.mu, need.logvar, *(flag for layer in need.layers for flag in layer)
+
+
+def prepare(problem: Problem, shape: Shape) -> Inputs:
+    """Pad the pixels to whole panels (padding is a pixel of weight 0) and pack the decoder's panels."""
+    layer, draw, real = problem.layers[0], problem.draw, problem.x.dtype
+    pixels, padding = problem.x.shape[1], -problem.x.shape[1] % shape.width
+    weight = problem.weight
+    if weight is None:
+        weight = np.ones((1 if padding else 0, pixels), real)
+    return Inputs(
+        x=padded(problem.x, padding),
+        weight=padded(weight, padding),
+        weight_stride=pixels + padding if weight.shape[0] > 1 else 0,
+        mu=contiguous(problem.mu),
+        sigma=np.exp(contiguous(problem.logvar) * real.type(0.5)),
+        panels=packed(layer.weight, layer.bias, shape.width, padding),
+        parameter=real.type(layer.activation.parameter),
+        eps=np.empty((0, 0, 0), real) if draw.eps is None else contiguous(draw.eps),
+        key=(draw.seed, draw.sampler == "antithetic", draw.datum_offset, draw.sample_offset),
+        num_samples=draw.num_samples,
+    )
+
+
+def contiguous(array: Array) -> Array:
+    """Return the array, or a copy where it is strided or read-only: a kernel is compiled for one layout."""
+    return array if array.flags.c_contiguous and array.flags.writeable else array.copy(order="C")
+
+
+def padded(array: Array, padding: int) -> Array:
+    """Return the array with `padding` columns of zeros behind it, contiguous in any case."""
+    if not padding:
+        return contiguous(array)
+    rows, pixels = array.shape
+    result = np.zeros((rows, pixels + padding), array.dtype)
+    result[:, :pixels] = array
+    return result
+
+
+def packed(weight: Array, bias: Array, width: int, padding: int) -> Array:
+    """Return panels (P, d + 1, width) of `width` pixels: d rows of the transposed weight, then the bias."""
+    pixels, latent = weight.shape
+    count = (pixels + padding) // width
+    panels = aligned((count, latent + 1, width), weight.dtype)
+    panels[:, :latent] = padded(weight.T, padding).reshape(latent, count, width).transpose(1, 0, 2)
+    panels[:, latent] = padded(bias[None], padding).reshape(count, width)
+    return panels
+
+
+def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Return zeros that start on a cache line, so that no vector straddles two."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape)) * kind.itemsize
+    store = np.zeros(size + CACHE_LINE, np.uint8)
+    start = -store.ctypes.data % CACHE_LINE
+    return store[start : start + size].view(kind).reshape(shape)
+
+
+def chunk_buffers(shape: Shape, cell: Cell, inputs: Inputs, rows: int, need: Need) -> Chunk:
+    """Allocate the buffers of one chunk."""
+    latent, pixels, real = inputs.mu.shape[1], inputs.x.shape[1], inputs.x.dtype
+    affordable = min(ROWS_OF_A_CHUNK, BYTES_OF_A_CHUNK // max(1, pixels * real.itemsize))
+    capacity = min(max(1, affordable // shape.rows), -(-rows // shape.rows)) * shape.rows
+    panels = pixels // shape.width
+    grid = (panels, capacity, shape.width)
+    return Chunk(
+        datum=np.zeros(capacity, np.int64),
+        g=np.ones(capacity, real),
+        eps=aligned((capacity, latent), real),
+        z=aligned((capacity, round_up(latent + 1, shape.rows)), real),
+        column=aligned((latent, shape.rows), real),
+        a=aligned(grid if cell.gradient else (1, shape.rows, shape.width), real),
+        dx=aligned(grid if need.x else (0, 0, 0), real),
+        dw=aligned(grid if need.weight else (0, 0, 0), real),
+        partial=aligned((shape.rows, shape.lanes), real),
+        errors=np.zeros(capacity),
+        dz=aligned((capacity, latent + 1), real),
+    )
+
+
+def round_up(value: int, unit: int) -> int:
+    """Return the smallest multiple of `unit` that is no less than `value`."""
+    return -(-value // unit) * unit
+
+
+def empty_totals(shape: Shape, inputs: Inputs, need: Need, errors: Array) -> Totals:
+    """Return zeros for what is needed, beside the place for every T."""
+    (batch, latent), pixels = inputs.mu.shape, inputs.x.shape[1]
+    posterior = (batch, latent) if need.mu or need.logvar else (0, 0)
+    layer = any(flag for pair in need.layers for flag in pair)
+    return Totals(
+        errors=errors.reshape(-1),
+        moments=np.zeros((batch, 3)),
+        panels=np.zeros((pixels // shape.width if layer else 0, round_up(latent + 1, shape.rows), shape.width)),
+        mu=np.zeros(posterior),
+        logvar=np.zeros(posterior),
+        x=np.zeros((batch, pixels) if need.x else (0, 0)),
+        weight=np.zeros(inputs.weight.shape if need.weight else (0, 0)),
+    )
+
+
+def collect(problem: Problem, need: Need, totals: Totals, scale: float) -> Gradients:
+    """Return the gradients that are needed in the shapes and the dtype of their inputs."""
+    (pixels, latent), real = problem.layers[0].weight.shape, problem.x.dtype
+
+    def result(wanted: bool, total: Array) -> Array | None:
+        return (total * scale).astype(real) if wanted else None
+
+    by_pixel = totals.panels.transpose(0, 2, 1).reshape(-1, totals.panels.shape[1])[:pixels]
+    weight, bias = need.layers[0]
+    return Gradients(
+        x=result(need.x, totals.x[:, :pixels]),
+        weight=result(need.weight, totals.weight[:, :pixels]),
+        mu=result(need.mu, totals.mu),
+        logvar=result(need.logvar, totals.logvar),
+        layers=((result(weight, by_pixel[:, :latent]), result(bias, by_pixel[:, latent])),),
+    )
