@@ -45,6 +45,11 @@ def inline(function: Function) -> Function:
     return numba.njit(**OPTIONS, forceinline=True)(function)  # type: ignore[no-any-return]
 
 
+def part(function: Function) -> Function:
+    """Compile a function as a part of the kernel that calls it only, which is cheaper where it calls kernels itself."""
+    return numba.njit(**OPTIONS, inline="always")(function)  # type: ignore[no-any-return]
+
+
 def hash_of_sources(package: Path) -> str | None:
     """Return a hash of numba's version and all sources of the package; None where there are no source files."""
     digest = hashlib.sha256(numba.__version__.encode())

@@ -1,28 +1,36 @@
 """The fused pass over the (sample, pixel) grid of a decoder with one affine layer: y = f(z W + c).
 
-A row is one sample of one datum, q = b n + i, and rows are taken in chunks of a fixed length. Nothing longer than a
-chunk is stored. Within a chunk:
+A row is one sample of one datum, q = b n + i, and rows are taken in chunks of a fixed length: nothing longer than a
+chunk is stored. A chunk goes through two phases, each a number of tasks that any thread may take:
 
-    draw            eps, z = mu + sigma eps
-    phase one       for every tile of rows:  a = z W + c, then t and da = dt/da, T = sum t
-    latent          for every tile of rows:  dz = da W^T
-    phase two       for every panel of pixels:  dW += z^T da, dc += sum da (and dx, dw), rows in order
-    reduce          moments of T;  dmu += dz,  dlogvar += dz eps sigma / 2
+    row tasks      for every tile of rows:  z = mu + sigma eps,  a = z W + c,  t and da = dt/da,  T = sum t,
+                   dz = da W^T
+    panel tasks    for every panel of pixels, rows in order:  dW += z^T da,  dc += sum da  (and dx, dw)
+                   and one for the rows' sums:  moments of T,  dmu += dz,  dlogvar += dz eps sigma / 2
 
 The kernels compute with unit weight for every sample; the samples' weights g scale the left operand of the weight
-product and the rows of dz. Sums over rows are float32 within a chunk and float64 across chunks.
+product and the rows of dz. Sums over rows are in the problem's precision within a chunk and float64 across chunks. Who
+took a task changes no bit.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
-from numpy.typing import NDArray
 
-from mcelbo_kernels._compile import inline, jit
+from mcelbo_kernels._compile import inline, jit, part
+from mcelbo_kernels.cpu.board import (
+    DONE,
+    PHASE,
+    TASK,
+    TICKET,
+    atomic_add,
+    atomic_load,
+    close,
+    open_phase,
+    wait_for,
+)
 from mcelbo_kernels.cpu.cell import evaluate, has_gradient
-from mcelbo_kernels.cpu.noise import fill
+from mcelbo_kernels.cpu.noise import copy, fill
 from mcelbo_kernels.cpu.tile import (
     add_lane_sums,
     columns_of,
@@ -41,65 +49,27 @@ from mcelbo_kernels.cpu.tile import (
 )
 from mcelbo_kernels.numerics.lanes import constant, equal, select, sum_of_lanes
 
-Array = NDArray[Any]
-
-# A row's squared errors are summed in float32 for so many panels, then added to a float64 total.
+# A row's squared errors are summed in the problem's precision for so many panels, then added to a float64 total.
 PANELS_OF_A_SUM = 64
+# Long enough that taking a task costs nothing, short enough that a chunk has one for every thread.
+TILES_OF_A_TASK = 8
 
 
-class Inputs(NamedTuple):
-    """What a pass reads; pixels are padded to M, a whole number of panels, d latents, P panels of `width` pixels."""
-
-    x: Array  # (B, M)
-    weight: Array  # (B or 1, M), or empty where nothing is weighted
-    weight_stride: int  # M, or 0 where the batch shares the weights
-    mu: Array  # (B, d)
-    sigma: Array  # (B, d)
-    panels: Array  # (P, d + 1, width): for each panel the d rows of W^T, then the bias
-    parameter: Any  # the activation's
-    eps: Array  # (B, n, d), or empty
-    key: tuple[int, bool, int, int]  # seed, antithetic, datum_offset, sample_offset
-    num_samples: int
-
-
-class Chunk(NamedTuple):
-    """The buffers of one chunk of up to `capacity` rows; those that nobody needs are empty."""
-
-    datum: Array  # (capacity,) the datum that a row belongs to
-    g: Array  # (capacity,) the weight of a sample
-    eps: Array  # (capacity, d)
-    z: Array  # (capacity, D): z, then 1 for the bias, then zeros up to a whole number of tile rows
-    column: Array  # (d, rows): one tile's z, latent by latent
-    a: Array  # (P, capacity, width): pre-activations, then da in their place; one tile where no gradient is needed
-    dx: Array  # (P, capacity, width)
-    dw: Array  # (P, capacity, width)
-    partial: Array  # (rows, lanes): one tile's errors, lane by lane
-    errors: Array  # (capacity,) float64
-    dz: Array  # (capacity, d + 1): the last column is padding
-
-
-class Totals(NamedTuple):
-    """The sums of a pass in float64; those that nobody needs are empty."""
-
-    errors: Array  # (B n,) in the problem's precision
-    moments: Array  # (B, 3): shift, sum of T - shift, sum of (T - shift)^2
-    panels: Array  # (P, D, width)
-    mu: Array  # (B, d)
-    logvar: Array  # (B, d)
-    x: Array  # (B, M)
-    weight: Array  # (B or 1, M)
+@inline
+def transform(mu, sigma, eps, z):
+    for k in range(mu.size):
+        z[k] = mu[k] + sigma[k] * eps[k]
 
 
 # z[q] = mu[b] + sigma[b] eps[b, i],   q = b n + i
 @jit
-def draw(shape, inputs, upstream, first, count, chunk):
+def draw(shape, inputs, upstream, first, start, stop, chunk):
     n, d = inputs.num_samples, inputs.mu.shape[1]
     seed, antithetic, datum_offset, sample_offset = inputs.key
-    rows = rows_of(shape)
-    row = 0
-    while row < count:
+    row = start
+    while row < stop:
         b, i = (first + row) // n, (first + row) % n
-        run = min(n - i, count - row)
+        run = min(n - i, stop - row)
         eps = chunk.eps[row : row + run]
         if not inputs.eps.size:
             fill(seed, antithetic, datum_offset + b, sample_offset + i, run, eps)
@@ -107,42 +77,41 @@ def draw(shape, inputs, upstream, first, count, chunk):
             chunk.datum[row + r] = b
             if upstream.size:
                 chunk.g[row + r] = upstream[b, i + r]
-            for k in range(d):
-                if inputs.eps.size:
-                    eps[r, k] = inputs.eps[b, i + r, k]
-                chunk.z[row + r, k] = inputs.mu[b, k] + inputs.sigma[b, k] * eps[r, k]
+            if inputs.eps.size:
+                copy(inputs.eps[b, i + r], eps[r])
+            transform(inputs.mu[b], inputs.sigma[b], eps[r], chunk.z[row + r])
             chunk.z[row + r, d] = 1
         row += run
     # the last tile's missing rows are computed on zeros and the last datum's pixels, and left out of every sum
-    for q in range(count, -(-count // rows) * rows):
-        chunk.datum[q] = chunk.datum[count - 1]
+    for q in range(stop, -(-stop // rows_of(shape)) * rows_of(shape)):
+        chunk.datum[q] = chunk.datum[stop - 1]
         for k in range(chunk.z.shape[1]):
             chunk.z[q, k] = 0
 
 
 # a = z W + c over one tile of rows and one panel of pixels
 @inline
-def pre_activations(shape, inputs, chunk, p):
-    d = inputs.mu.shape[1]
-    panel = p * (d + 1) * width_of(shape)
-    a = repeat_row(shape, load_row(shape, inputs.panels, panel + d * width_of(shape)))
+def pre_activations(shape, inputs, scratch, p):
+    d, width = inputs.mu.shape[1], width_of(shape)
+    panel = p * (d + 1) * width
+    a = repeat_row(shape, load_row(shape, inputs.panels, panel + d * width))
     for k in range(d):
-        a = outer_add(a, chunk.column, k * rows_of(shape), load_row(shape, inputs.panels, panel + k * width_of(shape)))
+        a = outer_add(a, scratch.column, k * rows_of(shape), load_row(shape, inputs.panels, panel + k * width))
     return a
 
 
 # T[r] += sum_j w t(a, x),   da = w dt/da, dx = w dt/dx, dw = t in place of a and beside it
 @inline
-def evaluate_cells(shape, cell, inputs, chunk, row, p, place):
+def evaluate_cells(shape, cell, inputs, chunk, scratch, tile, row, p, place):
     width, lanes = width_of(shape), lanes_of(shape)
     pixels = inputs.x.shape[1]
     for r in range(rows_of(shape)):
         b = chunk.datum[row + r]
-        total = load_vector(shape, chunk.partial, r * lanes)
+        total = load_vector(shape, scratch.partial, r * lanes)
         for c in range(columns_of(shape)):
             pixel, offset = p * width + c * lanes, place + r * width + c * lanes
             x = load_vector(shape, inputs.x, b * pixels + pixel)
-            t, da, dx = evaluate(cell, load_vector(shape, chunk.a, offset), x, inputs.parameter)
+            t, da, dx = evaluate(cell, load_vector(shape, tile, offset), x, inputs.parameter)
             if chunk.dw.size:
                 store_vector(chunk.dw, offset, t)
             if inputs.weight.size:
@@ -153,51 +122,53 @@ def evaluate_cells(shape, cell, inputs, chunk, row, p, place):
                 dx = select(excluded, nothing, w * dx)
             total = total + t
             if has_gradient(cell):
-                store_vector(chunk.a, offset, da)
+                store_vector(tile, offset, da)
                 if chunk.dx.size:
                     store_vector(chunk.dx, offset, dx)
-        store_vector(chunk.partial, r * lanes, total)
+        store_vector(scratch.partial, r * lanes, total)
 
 
 # errors[r] += partial[r], which starts again from zero
 @inline
-def flush_errors(shape, chunk, row):
+def flush_errors(shape, chunk, scratch, row):
     for r in range(rows_of(shape)):
-        chunk.errors[row + r] += sum_of_lanes(load_vector(shape, chunk.partial, r * lanes_of(shape)))
-        store_vector(chunk.partial, r * lanes_of(shape), zero_vector(shape))
+        chunk.errors[row + r] += sum_of_lanes(load_vector(shape, scratch.partial, r * lanes_of(shape)))
+        store_vector(scratch.partial, r * lanes_of(shape), zero_vector(shape))
 
 
+# T[q] for the rows of a task, and da where there are gradients
 @jit
-def phase_one(shape, cell, inputs, chunk, count):
+def decode(shape, cell, inputs, start, stop, chunk, scratch):
     rows, width = rows_of(shape), width_of(shape)
     d, capacity, panels = inputs.mu.shape[1], chunk.datum.size, inputs.x.shape[1] // width
-    for row in range(0, count, rows):
+    tile = chunk.a if has_gradient(cell) else scratch.a
+    for row in range(start, stop, rows):
         for r in range(rows):
             chunk.errors[row + r] = 0
             for k in range(d):
-                chunk.column[k, r] = chunk.z[row + r, k]
+                scratch.column[k, r] = chunk.z[row + r, k]
         for p in range(panels):
             place = (p * capacity + row) * width if has_gradient(cell) else 0
-            store_tile(chunk.a, place, pre_activations(shape, inputs, chunk, p))
-            evaluate_cells(shape, cell, inputs, chunk, row, p, place)
+            store_tile(tile, place, pre_activations(shape, inputs, scratch, p))
+            evaluate_cells(shape, cell, inputs, chunk, scratch, tile, row, p, place)
             if p % PANELS_OF_A_SUM == PANELS_OF_A_SUM - 1 or p == panels - 1:
-                flush_errors(shape, chunk, row)
+                flush_errors(shape, chunk, scratch, row)
 
 
 # dz[q, k] = sum_j da[q, j] W[j, k]
 @jit
-def latent_gradient(shape, inputs, chunk, count):
+def latent_gradient(shape, inputs, start, stop, chunk):
     width, lanes, columns = width_of(shape), lanes_of(shape), columns_of(shape)
     d, capacity, stride = inputs.mu.shape[1], chunk.datum.size, chunk.dz.shape[1]
     panels = inputs.x.shape[1] // width
-    for row in range(0, count, rows_of(shape)):
+    for row in range(start, stop, rows_of(shape)):
         for r in range(rows_of(shape)):
             for k in range(stride):
                 chunk.dz[row + r, k] = 0
         for k in range(0, d, columns):
-            for start in range(0, panels, PANELS_OF_A_SUM):
+            for begin in range(0, panels, PANELS_OF_A_SUM):
                 dz = zero_tile(shape)
-                for p in range(start, min(start + PANELS_OF_A_SUM, panels)):
+                for p in range(begin, min(begin + PANELS_OF_A_SUM, panels)):
                     for c in range(columns):
                         a = (p * capacity + row) * width + c * lanes
                         w = (p * (d + 1) + k) * width + c * lanes
@@ -205,44 +176,33 @@ def latent_gradient(shape, inputs, chunk, count):
                 add_lane_sums(chunk.dz, row * stride + k, stride, dz)
 
 
-# dW = sum_q g z^T da, and with the column of ones dc = sum_q g da, for one panel of pixels
-@inline
-def weight_gradient(shape, chunk, count, p, totals):
+# dW += sum_q g z^T da, and with the column of ones dc += sum_q g da, for one panel of pixels
+@jit
+def weight_gradient(shape, p, count, chunk, scratch, totals):
     rows, width, capacity, stride = rows_of(shape), width_of(shape), chunk.datum.size, chunk.z.shape[1]
-    sums = np.empty((rows, width), chunk.z.dtype)
     for k in range(0, stride, rows):
         dw = zero_tile(shape)
         for row in range(count):
             dw = outer_add(dw, chunk.z, row * stride + k, load_row(shape, chunk.a, (p * capacity + row) * width))
-        store_tile(sums, 0, dw)
+        store_tile(scratch.sums, 0, dw)
         for r in range(rows):
             for j in range(width):
-                totals.panels[p, k + r, j] += sums[r, j]
+                totals.panels[p, k + r, j] += scratch.sums[r, j]
 
 
+# dx[b] += sum_q g dx[q],   dw[b] += sum_q g t[q],   for one panel of pixels
 @jit
-def phase_two(shape, inputs, chunk, count, weighted_samples, totals):
-    width, pixels = width_of(shape), inputs.x.shape[1]
-    if weighted_samples:
-        for row in range(count):
-            for k in range(chunk.z.shape[1]):
-                chunk.z[row, k] *= chunk.g[row]
-    for p in range(pixels // width):
-        if totals.panels.size:
-            weight_gradient(shape, chunk, count, p, totals)
-        for row in range(count):
-            b, g = chunk.datum[row], np.float64(chunk.g[row])
-            shared = b if inputs.weight_stride else 0
-            if totals.x.size:
-                for j in range(width):
-                    totals.x[b, p * width + j] += g * chunk.dx[p, row, j]
-            if totals.weight.size:
-                for j in range(width):
-                    totals.weight[shared, p * width + j] += g * chunk.dw[p, row, j]
+def pixel_gradient(shape, p, count, chunk, total, of_rows, shared):
+    width = width_of(shape)
+    for row in range(count):
+        b, g = 0 if shared else chunk.datum[row], np.float64(chunk.g[row])
+        for j in range(width):
+            total[b, p * width + j] += g * of_rows[p, row, j]
 
 
+# moments of T[b, i] about the first;   dmu[b] += g dz[q],   dlogvar[b] += g dz[q] eps sigma / 2
 @jit
-def reduce_rows(inputs, chunk, first, count, totals):
+def reduce_rows(inputs, first, count, chunk, totals):
     d, n = inputs.mu.shape[1], inputs.num_samples
     for row in range(count):
         b, g, error = chunk.datum[row], np.float64(chunk.g[row]), chunk.errors[row]
@@ -260,16 +220,62 @@ def reduce_rows(inputs, chunk, first, count, totals):
                 totals.logvar[b, k] += dz * chunk.eps[row, k] * inputs.sigma[b, k] * 0.5
 
 
+@part
+def row_task(shape, cell, inputs, upstream, first, start, stop, chunk, scratch, totals):
+    draw(shape, inputs, upstream, first, start, stop, chunk)
+    decode(shape, cell, inputs, start, stop, chunk, scratch)
+    if totals.mu.size:
+        latent_gradient(shape, inputs, start, stop, chunk)
+    if upstream.size:
+        for row in range(start, stop):
+            for k in range(chunk.z.shape[1]):
+                chunk.z[row, k] *= chunk.g[row]
+
+
+@part
+def panel_task(shape, inputs, p, count, chunk, scratch, totals):
+    if totals.panels.size:
+        weight_gradient(shape, p, count, chunk, scratch, totals)
+    if totals.x.size:
+        pixel_gradient(shape, p, count, chunk, totals.x, chunk.dx, False)
+    if totals.weight.size:
+        pixel_gradient(shape, p, count, chunk, totals.weight, chunk.dw, inputs.weight_stride == 0)
+
+
 @jit
-def run_chunks(shape, cell, inputs, upstream, chunk, totals):
-    """Take every row of the problem once, chunk by chunk, and add up `totals`."""
-    rows, capacity = inputs.mu.shape[0] * inputs.num_samples, chunk.datum.size
-    for first in range(0, rows, capacity):
-        count = min(capacity, rows - first)
-        draw(shape, inputs, upstream, first, count, chunk)
-        phase_one(shape, cell, inputs, chunk, count)
-        if totals.mu.size:
-            latent_gradient(shape, inputs, chunk, count)
-        if has_gradient(cell):
-            phase_two(shape, inputs, chunk, count, upstream.size > 0, totals)
-        reduce_rows(inputs, chunk, first, count, totals)
+def work(shape, cell, inputs, upstream, begin, end, chunk, scratch, totals, board, leads):
+    """Take rows begin to end, chunk by chunk, and add up `totals`: all of it as leader, or what is left to take."""
+    capacity, rows = chunk.datum.size, rows_of(shape) * TILES_OF_A_TASK
+    phases = -(-(end - begin) // capacity) * 2
+    panel_tasks = 1 + (inputs.x.shape[1] // width_of(shape) if has_gradient(cell) else 0)
+    opened, taken = -1, False
+    while True:
+        ticket = atomic_add(board, TICKET, 1) if taken else atomic_load(board, TICKET)
+        if ticket < 0:
+            return
+        phase, task = ticket >> PHASE, ticket & TASK
+        first = begin + phase // 2 * capacity
+        count = min(capacity, end - first)
+        tasks = panel_tasks if phase % 2 else -(-count // rows)
+        if task < tasks and not taken:
+            # there seems to be something to take: whatever the next ticket says is then ours
+            taken = True
+            continue
+        if task < tasks:
+            if phase % 2 == 0:
+                start, stop = task * rows, min((task + 1) * rows, count)
+                row_task(shape, cell, inputs, upstream, first, start, stop, chunk, scratch, totals)
+            elif task == 0:
+                reduce_rows(inputs, first, count, chunk, totals)
+            else:
+                panel_task(shape, inputs, task - 1, count, chunk, scratch, totals)
+            atomic_add(board, DONE, 1)
+        elif leads:
+            if opened >= 0:
+                wait_for(board, tasks)
+            opened += 1
+            if opened == phases:
+                close(board)
+            else:
+                open_phase(board, opened)
+        taken = False

@@ -2,61 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from mcelbo_kernels.cpu.board import new_board
+from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals
 from mcelbo_kernels.cpu.cell import Cell
-from mcelbo_kernels.cpu.grid import Chunk, Inputs, Totals, run_chunks
+from mcelbo_kernels.cpu.crew import call_on_helpers
+from mcelbo_kernels.cpu.grid import work
 from mcelbo_kernels.cpu.tile import Shape, host_shape
-from mcelbo_kernels.problem import Gradients, Moments, Need, Problem, check_upstream
-
-Array = NDArray[Any]
+from mcelbo_kernels.problem import Array, Gradients, Moments, Need, Problem, check_upstream
 
 # A chunk is long enough that the weight gradients' sums, kept in registers, are moved seldom, and short enough for the
 # cache. Both depend on the problem alone, so that results do not change with the machine's load or threads.
 ROWS_OF_A_CHUNK = 512
 BYTES_OF_A_CHUNK = 4 << 20
 CACHE_LINE = 64
+# A call into the kernel returns after so many chunks, so that Ctrl-C is heard.
+CHUNKS_OF_A_CALL = 64
+# Below so many multiplications a helper is not worth waking.
+WORTH_A_HELPER = 1 << 22
 NOTHING = Need(False, False, False, False, ((False, False),))
 
+# What was compiled in this process: helpers are called only then, because a thread that compiles can meet a lock that
+# the importing thread holds.
+compiled: set[tuple[Shape, Cell]] = set()
 
-def errors(problem: Problem) -> Array:
+
+def errors(problem: Problem, threads: int = 1) -> Array:
     """Return T[b, i] = sum_j w[b, j] (x[b, j] - y[b, i, j])^2, shape (B, n)."""
     result = np.empty((problem.x.shape[0], problem.draw.num_samples), problem.x.dtype)
-    run(problem, NOTHING, None, result)
+    run(problem, NOTHING, None, result, threads)
     return result
 
 
-def value_and_gradients(problem: Problem, need: Need) -> tuple[Moments, Gradients]:
+def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple[Moments, Gradients]:
     """Return the moments of T and the gradients of sum_b mean_i T[b, i] in one pass."""
     n = problem.draw.num_samples
-    totals = run(problem, need, None, None)
+    totals = run(problem, need, None, None, threads)
     shift, first, second = totals.moments.T
     mean = first / n
     return Moments(shift + mean, second - first * mean), collect(problem, need, totals, 1.0 / n)
 
 
-def gradients(problem: Problem, upstream: Array, need: Need) -> Gradients:
+def gradients(problem: Problem, upstream: Array, need: Need, threads: int = 1) -> Gradients:
     """Return the vector-Jacobian product of T with `upstream` (B, n); the noise is drawn again."""
     check_upstream(upstream.shape, problem)
-    return collect(problem, need, run(problem, need, upstream, None), 1.0)
+    return collect(problem, need, run(problem, need, upstream, None, threads), 1.0)
 
 
-def run(problem: Problem, need: Need, upstream: Array | None, errors: Array | None) -> Totals:
+def run(problem: Problem, need: Need, upstream: Array | None, errors: Array | None, threads: int) -> Totals:
     """Run the pass; samples weigh `upstream` (B, n), ones where None, and leave their T in `errors` (B, n) if given."""
     if len(problem.layers) != 1:
         raise ValueError(f"the decoder has {len(problem.layers)} layers: the fused pass takes one affine layer")
     real = problem.x.dtype
-    shape = host_shape(real.name)
+    shape, cell = host_shape(real.name), Cell(problem.layers[0].activation.name, any(flags(need)))
     inputs = prepare(problem, shape)
     totals = empty_totals(shape, inputs, need, np.empty((0, 0), real) if errors is None else errors)
-    cell = Cell(problem.layers[0].activation.name, any(flags(need)))
+    weights = np.empty((0, 0), real) if upstream is None else contiguous(upstream.astype(real, copy=False))
     rows = problem.x.shape[0] * problem.draw.num_samples
-    if rows:
-        weights = np.empty((0, 0), real) if upstream is None else contiguous(upstream.astype(real, copy=False))
-        run_chunks(shape, cell, inputs, weights, chunk_buffers(shape, cell, inputs, rows, need), totals)
+    chunk = chunk_buffers(shape, cell, inputs, rows, need)
+    helpers = threads - 1 if rows * inputs.panels.size >= WORTH_A_HELPER else 0
+    stride = CHUNKS_OF_A_CALL * chunk.datum.size
+    for begin in range(0, rows, stride):
+        board, end = new_board(), min(begin + stride, rows)
+        shared = shape, cell, inputs, weights, begin, end, chunk
+        if helpers and (shape, cell) in compiled:
+            call_on_helpers(
+                lambda s=shared, b=board: work(*s, thread_buffers(shape, inputs), totals, b, False), helpers
+            )
+        work(*shared, thread_buffers(shape, inputs), totals, board, True)
+        compiled.add((shape, cell))
     return totals
 
 
@@ -121,7 +137,7 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def chunk_buffers(shape: Shape, cell: Cell, inputs: Inputs, rows: int, need: Need) -> Chunk:
-    """Allocate the buffers of one chunk."""
+    """Allocate the buffers of one chunk, which its threads share."""
     latent, pixels, real = inputs.mu.shape[1], inputs.x.shape[1], inputs.x.dtype
     affordable = min(ROWS_OF_A_CHUNK, BYTES_OF_A_CHUNK // max(1, pixels * real.itemsize))
     capacity = min(max(1, affordable // shape.rows), -(-rows // shape.rows)) * shape.rows
@@ -132,13 +148,23 @@ def chunk_buffers(shape: Shape, cell: Cell, inputs: Inputs, rows: int, need: Nee
         g=np.ones(capacity, real),
         eps=aligned((capacity, latent), real),
         z=aligned((capacity, round_up(latent + 1, shape.rows)), real),
-        column=aligned((latent, shape.rows), real),
-        a=aligned(grid if cell.gradient else (1, shape.rows, shape.width), real),
+        a=aligned(grid if cell.gradient else (0, 0, 0), real),
         dx=aligned(grid if need.x else (0, 0, 0), real),
         dw=aligned(grid if need.weight else (0, 0, 0), real),
-        partial=aligned((shape.rows, shape.lanes), real),
         errors=np.zeros(capacity),
         dz=aligned((capacity, latent + 1), real),
+    )
+
+
+def thread_buffers(shape: Shape, inputs: Inputs) -> Scratch:
+    """Allocate the buffers of one thread."""
+    real = inputs.x.dtype
+    tile = (shape.rows, shape.width)
+    return Scratch(
+        a=aligned((1, *tile), real),
+        column=aligned((inputs.mu.shape[1], shape.rows), real),
+        partial=aligned((shape.rows, shape.lanes), real),
+        sums=aligned(tile, real),
     )
 
 
@@ -168,7 +194,7 @@ def collect(problem: Problem, need: Need, totals: Totals, scale: float) -> Gradi
     (pixels, latent), real = problem.layers[0].weight.shape, problem.x.dtype
 
     def result(wanted: bool, total: Array) -> Array | None:
-        return (total * scale).astype(real) if wanted else None
+        return (total * scale).astype(real, order="C") if wanted else None
 
     by_pixel = totals.panels.transpose(0, 2, 1).reshape(-1, totals.panels.shape[1])[:pixels]
     weight, bias = need.layers[0]
