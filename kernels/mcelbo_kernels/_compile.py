@@ -32,12 +32,17 @@ DIGITS = 16
 OTHER_VERSIONS_KEPT = 3
 
 
-def jit(function: Function) -> Function:
+def jit(function: Function, **options: Any) -> Function:
     """Compile a kernel: no GIL, division as in NumPy, machine code kept between processes."""
-    dispatcher = numba.njit(**OPTIONS)(function)
+    dispatcher = numba.njit(**OPTIONS, **options)(function)
     if DIRECTORY is not None and isinstance(dispatcher, Dispatcher):
         dispatcher._cache = _KernelCache(function)  # type: ignore[attr-defined]
     return dispatcher  # type: ignore[no-any-return]
+
+
+def reducing(function: Function) -> Function:
+    """Compile a kernel whose sums may be reordered, so that they run in vectors; NaN and infinities are kept."""
+    return jit(function, fastmath={"reassoc", "contract", "nsz"})
 
 
 def inline(function: Function) -> Function:
@@ -110,7 +115,7 @@ class _Locator:
         return self._name
 
 
-class _Implementation(CompileResultCacheImpl):  # type: ignore[misc]
+class _Implementation(CompileResultCacheImpl):
     """numba's, with the one locator, whatever the environment says of locators."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -119,7 +124,7 @@ class _Implementation(CompileResultCacheImpl):  # type: ignore[misc]
         self._filename_base = self.get_filename_base(function.__qualname__, "")
 
 
-class _KernelCache(FunctionCache):  # type: ignore[misc]
+class _KernelCache(FunctionCache):
     """numba's, to which a file that cannot be read or written is a file that is not there."""
 
     _impl_class = _Implementation

@@ -58,3 +58,8 @@ class Totals(NamedTuple):
     logvar: Array  # (B, d)
     x: Array  # (B, M)
     weight: Array  # (B or 1, M)
+
+
+def contiguous(array: Array) -> Array:
+    """Return the array, or a copy where it is strided or read-only: a kernel is compiled for one layout."""
+    return array if array.flags.c_contiguous and array.flags.writeable else array.copy(order="C")

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mcelbo_kernels.cpu.board import new_board
-from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals
+from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
 from mcelbo_kernels.cpu.cell import Cell
 from mcelbo_kernels.cpu.crew import call_on_helpers
 from mcelbo_kernels.cpu.grid import work
@@ -65,15 +65,32 @@ def run(problem: Problem, need: Need, upstream: Array | None, errors: Array | No
     helpers = threads - 1 if rows * inputs.panels.size >= WORTH_A_HELPER else 0
     stride = CHUNKS_OF_A_CALL * chunk.datum.size
     for begin in range(0, rows, stride):
-        board, end = new_board(), min(begin + stride, rows)
-        shared = shape, cell, inputs, weights, begin, end, chunk
-        if helpers and (shape, cell) in compiled:
-            call_on_helpers(
-                lambda s=shared, b=board: work(*s, thread_buffers(shape, inputs), totals, b, False), helpers
-            )
-        work(*shared, thread_buffers(shape, inputs), totals, board, True)
-        compiled.add((shape, cell))
+        share(shape, cell, inputs, weights, begin, min(begin + stride, rows), chunk, totals, helpers)
     return totals
+
+
+def share(
+    shape: Shape,
+    cell: Cell,
+    inputs: Inputs,
+    weights: Array,
+    begin: int,
+    end: int,
+    chunk: Chunk,
+    totals: Totals,
+    helpers: int,
+) -> None:
+    """Take rows begin to end, with helpers if there are any."""
+    board = new_board()
+
+    def take_part(leads: bool) -> None:
+        scratch = thread_buffers(shape, inputs)
+        work(shape, cell, inputs, weights, begin, end, chunk, scratch, totals, board, leads)
+
+    if helpers and (shape, cell) in compiled:
+        call_on_helpers(lambda: take_part(False), helpers)
+    take_part(True)
+    compiled.add((shape, cell))
 
 
 def flags(need: Need) -> tuple[bool, ...]:
@@ -100,11 +117,6 @@ def prepare(problem: Problem, shape: Shape) -> Inputs:
         key=(draw.seed, draw.sampler == "antithetic", draw.datum_offset, draw.sample_offset),
         num_samples=draw.num_samples,
     )
-
-
-def contiguous(array: Array) -> Array:
-    """Return the array, or a copy where it is strided or read-only: a kernel is compiled for one layout."""
-    return array if array.flags.c_contiguous and array.flags.writeable else array.copy(order="C")
 
 
 def padded(array: Array, padding: int) -> Array:
@@ -140,7 +152,7 @@ def chunk_buffers(shape: Shape, cell: Cell, inputs: Inputs, rows: int, need: Nee
     """Allocate the buffers of one chunk, which its threads share."""
     latent, pixels, real = inputs.mu.shape[1], inputs.x.shape[1], inputs.x.dtype
     affordable = min(ROWS_OF_A_CHUNK, BYTES_OF_A_CHUNK // max(1, pixels * real.itemsize))
-    capacity = min(max(1, affordable // shape.rows), -(-rows // shape.rows)) * shape.rows
+    capacity = max(1, min(affordable // shape.rows, -(-rows // shape.rows))) * shape.rows
     panels = pixels // shape.width
     grid = (panels, capacity, shape.width)
     return Chunk(
