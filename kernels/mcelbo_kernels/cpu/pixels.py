@@ -1,0 +1,185 @@
+"""The squared errors of decoded samples that already lie in memory: the reduction of the chunked path.
+
+t = w (x - y)^2:    T[b,i] = sum_j t,    dt/dy = -2 w (x - y),    dt/dx = 2 w (x - y),    dt/dw = (x - y)^2
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcelbo_kernels._compile import jit, reducing
+from mcelbo_kernels.cpu.buffers import contiguous
+from mcelbo_kernels.problem import Array
+
+
+class SquaredErrors(NamedTuple):
+    """Squared errors and the gradients that were asked for, None where nobody asked.
+
+    What is summed is float64 whatever the dtype of the problem, so that sums of sums lose nothing.
+
+    Attributes
+    ----------
+    errors : ndarray, shape (B, c), float64
+    y : ndarray, shape (B, c, m), in the dtype of the problem
+    x : ndarray, shape (B, m), float64
+    weight : ndarray, shape (B or 1, m), float64
+    """
+
+    errors: NDArray[np.float64]
+    y: Array | None
+    x: NDArray[np.float64] | None
+    weight: NDArray[np.float64] | None
+
+
+def squared_errors(
+    y: Array,
+    x: Array,
+    weight: Array | None = None,
+    upstream: Array | None = None,
+    need_y: bool = False,
+    need_x: bool = False,
+    need_weight: bool = False,
+) -> SquaredErrors:
+    """Return T[b,i] = sum_j w[b,j] (x[b,j] - y[b,i,j])^2 and its vector-Jacobian product.
+
+    A pixel of weight 0 is excluded by selection: it counts nothing, and has zero gradients in y and x, whatever x and y
+    hold there. The gradient of the weight itself is (x - y)^2 everywhere.
+
+    Parameters
+    ----------
+    y : ndarray, shape (B, c, m), float32 or float64
+        Decoded samples, c for each datum.
+    x : ndarray, shape (B, m)
+    weight : ndarray, shape (B, m) or (1, m), optional
+        By default 1.
+    upstream : ndarray, shape (B, c), optional
+        The factors of the vector-Jacobian product, by default 1.
+    need_y, need_x, need_weight : bool
+        Which gradients to return.
+
+    Returns
+    -------
+    SquaredErrors
+
+    Raises
+    ------
+    TypeError
+        If the dtypes differ.
+    ValueError
+        If the shapes do not agree.
+
+    Examples
+    --------
+    >>> found = squared_errors(np.array([[[1.0, 2.0]]]), np.array([[3.0, 2.5]]), need_y=True)
+    >>> found.errors, found.y
+    (array([[4.25]]), array([[[-4., -1.]]]))
+    """
+    _check(y, x, weight, upstream)
+    batch, count, pixels = y.shape
+    y, x = contiguous(y), contiguous(x)
+    w = None if weight is None else contiguous(weight)
+    factors = np.ones((batch, count), x.dtype) if upstream is None else contiguous(upstream.astype(x.dtype, copy=False))
+    errors = np.empty((batch, count))
+    dy = np.empty_like(y) if need_y else None
+    dx = np.zeros((batch, pixels)) if need_x else None
+    dw = None
+    if need_weight:
+        dw = np.zeros((batch if weight is None else len(weight), pixels))
+    _reduce(y, x, w, factors, errors, dy)
+    if dx is not None:
+        _add_dx(y, x, w, factors, dx)
+    if dw is not None:
+        _add_dw(y, x, factors, dw)
+    return SquaredErrors(errors, dy, dx, dw)
+
+
+def _check(y: Array, x: Array, weight: Array | None, upstream: Array | None) -> None:
+    """Raise unless y (B, c, m), x (B, m), weight (B or 1, m) and upstream (B, c) go together."""
+    if y.ndim != 3 or x.shape != (y.shape[0], y.shape[2]):
+        raise ValueError(f"y has shape {y.shape} and x {x.shape}: expected (B, c, m) and (B, m)")
+    if weight is not None and weight.shape not in (x.shape, (1, x.shape[1])):
+        raise ValueError(f"weight has shape {weight.shape}: expected {x.shape} or {(1, x.shape[1])}")
+    if upstream is not None and upstream.shape != y.shape[:2]:
+        raise ValueError(f"upstream has shape {upstream.shape}: expected {y.shape[:2]}")
+    named = {"x": x, "y": y} | ({} if weight is None else {"weight": weight})
+    for name, array in named.items():
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name} is {array.dtype}: expected float32 or float64")
+        if array.dtype != x.dtype:
+            raise TypeError(f"{name} is {array.dtype} but x is {x.dtype}: expected one dtype")
+
+
+# The rows are functions of one-dimensional arrays: indexed from 0 to size they run in vectors, as parts of a larger
+# array they do not. Whatever is None is compiled away.
+
+
+@reducing
+def _row(y, x, w, factor, dy):  # y, x, w, dy (m,)
+    """Return sum_j w (x - y)^2 and store factor * -2 w (x - y) in dy, in one pass over the pixels."""
+    zero = x.dtype.type(0)
+    scale = x.dtype.type(-2) * factor
+    total = 0.0
+    for j in range(y.size):
+        r = x[j] - y[j]
+        wr = r
+        if w is not None:
+            wr = w[j] * r
+        slope = scale * wr
+        if w is not None and w[j] == zero:
+            r, wr, slope = zero, zero, zero
+        total += np.float64(wr) * np.float64(r)
+        if dy is not None:
+            dy[j] = slope
+    return total
+
+
+@jit
+def _add_row_dx(y, x, w, factor, dx):  # all (m,)
+    """Add factor * 2 w (x - y) to dx."""
+    zero = x.dtype.type(0)
+    scale = x.dtype.type(2) * factor
+    for j in range(y.size):
+        slope = scale * (x[j] - y[j])
+        if w is not None:
+            slope = slope * w[j]
+            if w[j] == zero:
+                slope = zero
+        dx[j] += slope
+
+
+@jit
+def _add_row_dw(y, x, factor, dw):  # all (m,)
+    """Add factor * (x - y)^2 to dw."""
+    for j in range(y.size):
+        r = x[j] - y[j]
+        dw[j] += factor * r * r
+
+
+@jit
+def _reduce(y, x, w, factors, errors, dy):  # y, dy (B, c, m), x (B, m), w (B|1, m)
+    """Fill errors (B, c) and dy."""
+    for b in range(y.shape[0]):
+        w_b = None if w is None else w[b % w.shape[0]]
+        for i in range(y.shape[1]):
+            dy_bi = None if dy is None else dy[b, i]
+            errors[b, i] = _row(y[b, i], x[b], w_b, factors[b, i], dy_bi)
+
+
+@jit
+def _add_dx(y, x, w, factors, dx):  # y (B, c, m), x, dx (B, m), w (B|1, m)
+    """Add every sample's gradient to dx."""
+    for b in range(y.shape[0]):
+        w_b = None if w is None else w[b % w.shape[0]]
+        for i in range(y.shape[1]):
+            _add_row_dx(y[b, i], x[b], w_b, factors[b, i], dx[b])
+
+
+@jit
+def _add_dw(y, x, factors, dw):  # y (B, c, m), x (B, m), dw (B|1, m)
+    """Add every sample's gradient to dw, whose one row is the batch's sum where the batch shares the weight."""
+    for b in range(y.shape[0]):
+        for i in range(y.shape[1]):
+            _add_row_dw(y[b, i], x[b], factors[b, i], dw[b % dw.shape[0]])
