@@ -1,0 +1,29 @@
+"""Monte Carlo evidence lower bounds for variational autoencoders: many samples, one pass, gradients included."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from mcelbo.decoders import Explanation, explain
+from mcelbo.diagnostics import Study, study
+from mcelbo.likelihoods import Gaussian
+from mcelbo.losses import Bound, ELBOLoss, elbo, expected_squared_error, posterior_parameters
+from mcelbo.sampling import noise
+from mcelbo.spread import Spread, reconstruction_spread
+
+__version__ = version("mcelbo")
+__all__ = [
+    "Bound",
+    "ELBOLoss",
+    "Explanation",
+    "Gaussian",
+    "Spread",
+    "Study",
+    "elbo",
+    "expected_squared_error",
+    "explain",
+    "noise",
+    "posterior_parameters",
+    "reconstruction_spread",
+    "study",
+]

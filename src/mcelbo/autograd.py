@@ -1,0 +1,40 @@
+"""What the autograd functions of every path share: they scale known gradients and refuse a second derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def refuse_second_derivative(ctx: Any, *grad_outputs: Any) -> Any:
+    """Serve as the backward of whatever runs within a backward."""
+    raise RuntimeError(
+        "the squared errors have no second derivative: gradient penalties and Hessians need plain torch operations"
+    )
+
+
+class Scaled(Function):
+    """Gradients times the upstream scalar; the inputs come along so that a second derivative reaches backward."""
+
+    generate_vmap_rule = True
+    backward = staticmethod(refuse_second_derivative)
+
+    @staticmethod
+    def forward(upstream: Tensor, *inputs_and_gradients: Tensor) -> tuple[Tensor, ...]:
+        gradients = inputs_and_gradients[len(inputs_and_gradients) // 2 :]
+        return tuple(upstream * gradient for gradient in gradients)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
+def scaled(upstream: Tensor, inputs_and_gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return upstream * gradient for the second half of the tensors, the gradients of the first half."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return tuple(Scaled.apply(upstream, *inputs_and_gradients))  # type: ignore[no-untyped-call]
+    # Out of place: with retain_graph the same gradients are scaled again.
+    return Scaled.forward(upstream, *inputs_and_gradients)
