@@ -1,0 +1,138 @@
+"""The squared errors of decoded samples as torch sees them: a kernel on the CPU, plain operations elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from mcelbo.autograd import refuse_second_derivative, scaled
+from mcelbo_kernels.cpu.pixels import squared_errors as squared_errors_of_arrays
+from mcelbo_kernels.problem import Array
+
+
+class Reduced(NamedTuple):
+    """Squared errors (B, c) and, where asked for, the gradients of y (B, c, m), x (B, m) and weight (B or 1, m)."""
+
+    errors: Tensor
+    y: Tensor | None
+    x: Tensor | None
+    weight: Tensor | None
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the dtype of long sums: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def reduced(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    upstream: Tensor | None = None,
+    need: tuple[bool, bool, bool] = (False, False, False),
+    kernel: bool = True,
+) -> Reduced:
+    """Return T[b,i] = sum_j w (x - y)^2 and its vector-Jacobian product for y, x and weight, as far as there is need.
+
+    The errors and the gradients of x and weight, which are sums, are wide; nothing here is differentiable.
+    Without `kernel` only torch operations are used, as tracing needs.
+    """
+    if kernel and x.device.type == "cpu":
+        w, u = (None if t is None else _array(t) for t in (weight, upstream))
+        found, *gradients = squared_errors_of_arrays(_array(y), _array(x), w, u, *need)
+        return Reduced(torch.from_numpy(found), *(None if g is None else torch.from_numpy(g) for g in gradients))
+    sums = wide(x.device)
+    r = x.unsqueeze(1) - y  # (B, c, m)
+    w3 = torch.ones_like(x[:1]).unsqueeze(1) if weight is None else weight.unsqueeze(1)  # (B or 1, 1, m)
+    excluded = w3 == 0
+    kept = r.masked_fill(excluded, 0)
+    wr = w3 * kept
+    u3 = 1 if upstream is None else upstream.to(y.dtype).unsqueeze(2)
+    slope = (2 * u3 * wr).masked_fill(excluded, 0) if need[0] or need[1] else r
+    dy = -slope if need[0] else None
+    dx = slope.sum(1, dtype=sums) if need[1] else None
+    dw = (u3 * r * r).sum(1, dtype=sums) if need[2] else None
+    if dw is not None and len(w3) == 1:
+        dw = dw.sum(0, keepdim=True)
+    return Reduced((wr * kept).sum(2, dtype=sums), dy, dx, dw)
+
+
+def _array(tensor: Tensor) -> Array:
+    """View a tensor of any strides as a contiguous array."""
+    array: Array = tensor.detach().contiguous().numpy()
+    return array
+
+
+def squared_errors(y: Tensor, x: Tensor, weight: Tensor | None, kernel: bool = True) -> Tensor:
+    """Return T (B, c) of y (B, c, m), x (B, m) and weight (B or 1, m), wide and differentiable once."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, x, weight)):
+        return cast(Tensor, _SquaredErrors.apply(y, x, weight, kernel))  # type: ignore[no-untyped-call]
+    return reduced(y, x, weight, kernel=kernel).errors
+
+
+class _SquaredErrors(Function):
+    """T with its derivative; backward reduces again, with the true upstream gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, weight: Tensor | None, kernel: bool) -> Tensor:
+        return reduced(y, x, weight, kernel=kernel).errors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.kernel = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return None, None, None, None
+        need = ctx.needs_input_grad[:3]
+        inputs = (upstream, *ctx.saved_tensors, need, ctx.kernel)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gradients = _Gradients.apply(*inputs)  # type: ignore[no-untyped-call]
+        else:
+            gradients = _Gradients.forward(*inputs)
+        return *(gradient if needed else None for gradient, needed in zip(gradients, need, strict=True)), None
+
+
+class _Gradients(Function):
+    """The gradients of T in the dtypes of their inputs, empty where nobody asked; differentiated again, it raises."""
+
+    generate_vmap_rule = True
+    backward = staticmethod(refuse_second_derivative)
+
+    @staticmethod
+    def forward(
+        upstream: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, need: tuple[bool, bool, bool], kernel: bool
+    ) -> tuple[Tensor, ...]:
+        gradients = reduced(y, x, weight, upstream, need, kernel)[1:]
+        return tuple(x.new_empty(0) if gradient is None else gradient.to(x.dtype) for gradient in gradients)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
+class Known(Function):
+    """A value whose gradients are known already, one for each of the inputs."""
+
+    @staticmethod
+    def forward(value: Tensor, *inputs_and_gradients: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        none = (None,) * (len(saved) // 2)
+        return None, *(none if upstream is None else scaled(upstream, saved)), *none
