@@ -1,0 +1,134 @@
+"""What the machine can do at most: fused multiply-adds and copies, measured; and what it is called."""
+
+from __future__ import annotations
+
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+PACKAGES = ("mcelbo", "torch", "numba", "llvmlite", "numpy")
+
+
+def vector_shape() -> tuple[int, int]:
+    """Return float32 lanes of a register, and chains enough to hide an FMA's latency in half of the registers."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16, 12
+    if features.get("avx"):
+        return 8, 12
+    return 4, 24
+
+
+LANES, CHAINS = vector_shape()
+
+
+@intrinsic
+def _chains(typing_context: Any, steps: Any) -> Any:
+    """Run CHAINS independent chains of a <- a * 0.5 + 1, `steps` long, and return the sum of all lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), LANES)
+        half, one = (ir.Constant(vector, [value] * LANES) for value in (0.5, 1.0))
+        operation = ir.FunctionType(vector, [vector] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, operation, f"llvm.fma.v{LANES}f32")
+        starts = [ir.Constant(vector, [float(i)] * LANES) for i in range(CHAINS)]
+        chains = [cgutils.alloca_once_value(builder, start) for start in starts]
+        with cgutils.for_range(builder, arguments[0]):
+            for chain in chains:
+                builder.store(builder.call(fma, [builder.load(chain), half, one]), chain)
+        total = ir.Constant(vector, [0.0] * LANES)
+        for chain in chains:
+            total = builder.fadd(total, builder.load(chain))
+        lanes = [builder.extract_element(total, ir.Constant(ir.IntType(32), i)) for i in range(LANES)]
+        result = lanes[0]
+        for lane in lanes[1:]:
+            result = builder.fadd(result, lane)
+        return result
+
+    return types.float32(types.int64), generate
+
+
+@njit(types.float32(types.int64), nogil=True)
+def multiply_add(steps: int) -> float:
+    """Run `steps` FMAs in each of CHAINS vector registers."""
+    total: float = _chains(steps)
+    return total
+
+
+def fma_peak(threads: int = 1, steps: int = 4_000_000, repeats: int = 7) -> float:
+    """Return the most float32 operations per second that `threads` Python threads reach together."""
+    operations = 2 * LANES * CHAINS * steps * threads
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            list(pool.map(multiply_add, [steps] * threads))
+            best = max(best, operations / (time.perf_counter() - start))
+    return best
+
+
+def copy_bandwidth(elements: int = 2**25, repeats: int = 7) -> float:
+    """Return the most bytes per second, read and written, of a copy by torch's threads."""
+    source, target = torch.ones(elements), torch.ones(elements)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        target.copy_(source)
+        return time.perf_counter() - start
+
+    return 2 * source.nbytes / min(seconds() for _ in range(repeats))
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that take part."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine of a run."""
+
+    processor: str
+    threads: int
+    core_peak: float  # float32 operations per second of one core
+    peak: float  # of `threads` threads
+    bandwidth: float  # bytes per second
+    versions: dict[str, str]
+
+    def best(self, again: Machine) -> Machine:
+        """Return the higher rates of two looks at one machine: what it was once seen to do, it can."""
+        rates = ("core_peak", "peak", "bandwidth")
+        return replace(self, **{name: max(getattr(self, name), getattr(again, name)) for name in rates})
+
+
+def describe(threads: int, repeats: int = 7) -> Machine:
+    """Measure the machine."""
+    return Machine(
+        processor(),
+        threads,
+        fma_peak(1, repeats=repeats),
+        fma_peak(threads, repeats=repeats),
+        copy_bandwidth(repeats=repeats),
+        versions(),
+    )
