@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from mcelbo.bounds import Bound, elbo
 from mcelbo.decoders import Explanation, explain
 from mcelbo.diagnostics import Study, study
 from mcelbo.likelihoods import Gaussian
-from mcelbo.losses import Bound, ELBOLoss, elbo, expected_squared_error, posterior_parameters
+from mcelbo.losses import ELBOLoss, expected_squared_error, posterior_parameters
 from mcelbo.sampling import noise
 from mcelbo.spread import Spread, reconstruction_spread
 
