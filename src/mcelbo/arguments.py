@@ -37,6 +37,14 @@ class Arguments:
     datum_offset: int
     sample_offset: int
 
+    def pixel_counts(self) -> tuple[float | Tensor, float | Tensor]:
+        """Return m_b = sum_j w[b, j], (B,) or one number for all, and its sum over the batch."""
+        batch, pixels = self.x.shape
+        if self.weight is None:
+            return pixels, batch * pixels
+        each = self.weight.sum(1)  # (B,) or (1,)
+        return each, each.expand(batch).sum()
+
 
 class Sums(NamedTuple):
     """The errors T (B, n) of a call, summed up: only `total` carries gradients."""
@@ -108,6 +116,12 @@ def refuse_forward_mode(tensors: Iterable[Tensor | None]) -> None:
     """Raise if a tensor has a tangent: autograd would drop it silently where no gradient is required."""
     if any(t is not None and unpack_dual(t).tangent is not None for t in tensors):  # type: ignore[no-untyped-call]
         raise RuntimeError("the squared errors have no forward-mode derivative: use backward, torch.func.vjp or jacrev")
+
+
+def check_option(name: str, option: object, known: tuple[str, ...]) -> None:
+    """Raise a ValueError that lists what is known unless `option` is among it."""
+    if option not in known:
+        raise ValueError(f"{name} is {option!r}: expected one of {', '.join(map(repr, known))}")
 
 
 def as_integer(name: str, value: object) -> int:

@@ -1,22 +1,18 @@
-"""The public losses: thin arithmetic on the sums of squared errors."""
+"""The expected squared error as a loss, the bound as a criterion."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from mcelbo import anydecoder, ops
-from mcelbo.arguments import Arguments, Sums, prepare
-from mcelbo.decoders import Decoder, choose
-from mcelbo.likelihoods import Gaussian, Scalar, log_density, scalar
+from mcelbo.arguments import check_option, prepare
+from mcelbo.bounds import UNIT, elbo
+from mcelbo.decoders import Decoder
+from mcelbo.likelihoods import Gaussian
+from mcelbo.paths import errors, sum_of_errors
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
-BOUNDS = ("elbo",)
-GRADIENTS = ("reparam",)
-UNIT = Gaussian()
 
 
 def expected_squared_error(
@@ -102,8 +98,7 @@ def expected_squared_error(
     >>> mcelbo.expected_squared_error(x, mu, logvar, decoder, num_samples=16, reduction="none").shape
     torch.Size([8, 16])
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}: expected one of {_listed(REDUCTIONS)}")
+    check_option("reduction", reduction, REDUCTIONS)
     arguments = prepare(
         x,
         mu,
@@ -118,161 +113,11 @@ def expected_squared_error(
         sample_offset=sample_offset,
     )
     if reduction == "none":
-        path = choose(decoder, arguments.x.device)
-        if path.description is None:
-            return anydecoder.errors(arguments, decoder)
-        return ops.errors(arguments, path.description)
-    total = _sums(arguments, decoder).total
+        return errors(arguments, decoder)
+    total = sum_of_errors(arguments, decoder).total
     if reduction == "sum":
         return total
-    return total / (arguments.x.shape[0] if reduction == "batchmean" else _pixels(arguments)[1])
-
-
-class Bound(NamedTuple):
-    """What `elbo` returns; only `loss` carries gradients.
-
-    Attributes
-    ----------
-    loss : Tensor
-        Minus the mean of `bound` over the batch, a scalar.
-    bound : Tensor, shape (B,)
-        The estimated lower bound on log p(x), in nats: `reconstruction - beta * kl`.
-    reconstruction : Tensor, shape (B,)
-        The mean over the samples of log p(x|z).
-    kl : Tensor, shape (B,)
-        KL(q(z|x) || N(0, I)).
-    variance : Tensor, shape (B,), or None
-        The estimated variance of `reconstruction`; NaN for one sample, None where the samples are not independent.
-    """
-
-    loss: Tensor
-    bound: Tensor
-    reconstruction: Tensor
-    kl: Tensor
-    variance: Tensor | None
-
-    def standard_error(self) -> Tensor:
-        """Return the standard error of `reconstruction` and so of `bound`, shape (B,).
-
-        It is the samples' standard deviation over the square root of their number.
-
-        Raises
-        ------
-        ValueError
-            If the samples are not independent, as antithetic ones are not.
-        """
-        if self.variance is None:
-            raise ValueError("the samples are antithetic, not independent: repeat with other seeds and compare instead")
-        return self.variance.sqrt()
-
-
-def elbo(
-    x: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    decoder: Decoder,
-    *,
-    num_samples: int,
-    likelihood: Gaussian = UNIT,
-    beta: float | Tensor = 1.0,
-    bound: str = "elbo",
-    gradient: str = "reparam",
-    weight: Tensor | None = None,
-    eps: Tensor | None = None,
-    sampler: str = "iid",
-    seed: int | Tensor | None = None,
-    generator: torch.Generator | None = None,
-    datum_offset: int = 0,
-    sample_offset: int = 0,
-) -> Bound:
-    r"""Return the evidence lower bound with n samples per datum, and minus its mean as a loss.
-
-    .. math::
-
-        \log p(x) \ge \frac1n \sum_i \log p(x|z_i) - \beta \, \mathrm{KL}, \qquad
-        \mathrm{KL} = \frac12 \sum_k (\mu_k^2 + \sigma_k^2 - 1 - \log\sigma_k^2)
-
-    Pixels and latents are summed, data are averaged, and the KL against N(0, I) is in closed form. A mean over the
-    pixels beside a summed KL would weigh the KL m times too heavily.
-
-    Parameters
-    ----------
-    x, mu, logvar, decoder, num_samples, weight
-        As for `expected_squared_error`. A pixel of weight 0 leaves the likelihood altogether.
-    likelihood : Gaussian
-        With a fixed, a learned or the optimal pixel scale.
-    beta : float or scalar Tensor
-        The weight of the KL. The result bounds log p(x) for beta >= 1 only.
-    bound : {"elbo"}
-        Which bound is estimated.
-    gradient : {"reparam"}
-        How its gradient is estimated: through the reparameterised samples.
-    eps, sampler, seed, generator, datum_offset, sample_offset
-        The noise, as for `expected_squared_error`.
-
-    Returns
-    -------
-    Bound
-        A named tuple (loss, bound, reconstruction, kl, variance). Only `loss` carries gradients; the fields of shape
-        (B,) are detached.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what was expected.
-    RuntimeError
-        If a second derivative is asked for.
-
-    References
-    ----------
-    Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014; Higgins et al., "beta-VAE", ICLR 2017.
-
-    Examples
-    --------
-    >>> import torch, mcelbo
-    >>> x, mu, logvar = torch.rand(8, 1, 28, 28), torch.zeros(8, 2), torch.zeros(8, 2)
-    >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 784), torch.nn.Sigmoid())
-    >>> out = mcelbo.elbo(x, mu, logvar, decoder, num_samples=16, likelihood=mcelbo.Gaussian(sigma=0.1))
-    >>> out.loss.backward()
-    >>> out.bound.shape, out.standard_error().shape
-    (torch.Size([8]), torch.Size([8]))
-    """
-    for name, option, known in (("bound", bound, BOUNDS), ("gradient", gradient, GRADIENTS)):
-        if option not in known:
-            raise ValueError(f"{name} is {option!r}: expected one of {_listed(known)}")
-    if not isinstance(likelihood, Gaussian):
-        raise TypeError(f"likelihood is {type(likelihood).__qualname__}: expected a Gaussian")
-    arguments = prepare(
-        x,
-        mu,
-        logvar,
-        num_samples=num_samples,
-        weight=weight,
-        eps=eps,
-        sampler=sampler,
-        seed=seed,
-        generator=generator,
-        datum_offset=datum_offset,
-        sample_offset=sample_offset,
-    )
-    return _bound(arguments, _sums(arguments, decoder), likelihood, scalar("beta", beta, ">= 0"))
-
-
-def _bound(arguments: Arguments, sums: Sums, likelihood: Gaussian, beta: Scalar) -> Bound:
-    a, n = arguments, arguments.num_samples
-    beta = beta.to(a.x) if isinstance(beta, Tensor) else beta
-    pixels, all_pixels = _pixels(a)
-    s2, log_s2 = likelihood.variance(sums.total, all_pixels)
-    # expm1, because the terms cancel where the posterior is close to the prior.
-    kl = (a.mu.square() + torch.expm1(a.logvar) - a.logvar).sum(1) / 2  # (B,)
-    loss = (beta * kl.sum() - log_density(sums.total, all_pixels, s2, log_s2)) / a.x.shape[0]
-    with torch.no_grad():
-        reconstruction = log_density(sums.mean, pixels, s2, log_s2).to(a.x.dtype)  # (B,)
-        # the samples' variance over n, (1 / (n - 1)) sum_i (T_i - mean)^2 / n / (2 s^2)^2; 0 / 0 for one sample
-        variance = (sums.squares / (n * (n - 1)) / (2 * s2) ** 2).to(a.x.dtype)  # (B,)
-        independent = a.eps is not None or a.sampler == "iid"
-        kl = kl.detach()
-        return Bound(loss, reconstruction - beta * kl, reconstruction, kl, variance if independent else None)
+    return total / (arguments.x.shape[0] if reduction == "batchmean" else arguments.pixel_counts()[1])
 
 
 class ELBOLoss(nn.Module):
@@ -391,23 +236,3 @@ def posterior_parameters(q: Distribution) -> tuple[Tensor, Tensor]:
         came = type(q).__qualname__ if base is q else f"Independent({type(base).__qualname__})"
         raise TypeError(f"q is {came}: expected Normal or Independent(Normal)")
     return base.loc, 2 * base.scale.log()
-
-
-def _sums(arguments: Arguments, decoder: Decoder) -> Sums:
-    path = choose(decoder, arguments.x.device)
-    if path.description is None:
-        return anydecoder.sum_of_errors(arguments, decoder)
-    return ops.sum_of_errors(arguments, path.description)
-
-
-def _pixels(arguments: Arguments) -> tuple[Scalar, Scalar]:
-    """m_b = sum_j w[b, j], (B,) or one number for all, and its sum over the batch."""
-    batch, pixels = arguments.x.shape
-    if arguments.weight is None:
-        return pixels, batch * pixels
-    each = arguments.weight.sum(1)  # (B,) or (1,)
-    return each, each.expand(batch).sum()
-
-
-def _listed(options: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, options))
