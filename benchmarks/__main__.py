@@ -1,33 +1,4 @@
-"""How fast mcelbo is, beside the best that its peers can do on this machine.
-
-    pip install -e '.[bench]'
-    python -m benchmarks                                     every workload, every peer found here: a few minutes
-    python -m benchmarks --workloads seed,once --rounds 21   two of them, more rounds
-    python -m benchmarks --quick                             does everything run? figures not to be quoted
-    python -m benchmarks --jax-python /path/to/python        JAX from an environment of its own, in the same run
-    python -m benchmarks memory                              what a call adds to the process: 16 and 100,000 samples
-    python -m benchmarks first-call                          the first loss of a fresh process, caches cold and warm
-    python -m benchmarks error                               time against the standard error that it buys
-
-What is measured
-    The expected squared error, reduction "mean", float32: its value AND the gradients by mu, logvar and every weight
-    and bias (the headline), and its value alone under no_grad. Every peer draws fresh noise in every call, and is
-    written the way a good engineer would write it (`peers.py`).
-
-How
-    Interleaved: a round visits all peers in turn (A B C A B C ...), so a machine that warms up or slows down does so
-    for all of them. A visit is one untimed call and then timed calls for a while; its figure is their median. Ratios
-    are taken within a round; what is printed is their median over the rounds. A round during which other processes
-    used the cores is discarded and repeated; where that happens too often the result is marked "noisy". JAX runs in a
-    process of its own that sleeps until asked and times itself.
-
-What to compare with
-    The machine's own peak of fused multiply-adds and its copy bandwidth, measured in the same run. A pass that
-    multiplies matrices cannot beat the first; "share of peak" counts the operations of the direct sum, so an algorithm
-    that avoids most of them (squared errors of a linear output need no pixels) may exceed 100%.
-
-Tables go to the terminal; CSV, JSON and plots to --output, by default benchmarks/results.
-"""
+"""`python -m benchmarks`, before anything loads NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line; `benchmarks/__main__.py` says what it is for."""
+"""The command line; `benchmarks/__init__.py` says what it is for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks import __main__ as manual
+import benchmarks
 from benchmarks import error, load, machine, measure, memory, peers, report
 from benchmarks.workloads import WORKLOADS, Workload
 
@@ -36,7 +36,9 @@ WIDTH = 110
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     found = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=manual.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=benchmarks.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = measure.Settings()
     found.add_argument("subject", nargs="?", default="speed", choices=SUBJECTS, help="what to measure (%(default)s)")
