@@ -28,9 +28,7 @@ DEFAULT_PEERS = {
     "first-call": ("eager", "compile", peers.OWN),
     "error": ("eager", peers.OWN),
 }
-
-
-WIDTH = 110
+WIDTH = 110  # of tables, where there is no terminal to say
 
 
 def parser() -> argparse.ArgumentParser:
