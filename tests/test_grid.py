@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -204,6 +205,23 @@ def test_nan_in_a_parameter_is_not_swallowed() -> None:
     assert np.isnan(cpu.errors(problem)).all()
 
 
+def test_infinite_results_come_without_a_warning() -> None:
+    problem = random_problem(2, 3, 20, 4, "identity")
+    problem.logvar[:] = 300
+    moments, gradients = cpu.value_and_gradients(problem, Need.everything(problem))
+    assert not np.isfinite(moments.mean).any()
+    assert not np.isfinite(gradients.logvar).any()
+    assert not np.isfinite(cpu.errors(problem)).any()
+
+
+def test_equal_errors_have_no_negative_variance() -> None:
+    problem = random_problem(50, 3, 20, 1)
+    assert (cpu.value_and_gradients(problem, Need.everything(problem))[0].squares == 0).all()
+    still = random_problem(50, 3, 20, 9)
+    still.logvar[:] = -np.inf
+    assert (cpu.value_and_gradients(still, Need.everything(still))[0].squares == 0).all()
+
+
 def test_an_empty_batch() -> None:
     problem = random_problem(0, 3, 20, 4)
     moments, gradients = cpu.value_and_gradients(problem, Need.everything(problem))
@@ -268,6 +286,12 @@ def peak_allocation(n: int) -> int:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_samples() -> None:
     assert peak_allocation(100_000) < peak_allocation(600) + (1 << 16)
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    outcome = doctest.testmod(schedule)
+    assert outcome.attempted
+    assert not outcome.failed
 
 
 def test_deeper_decoders_are_refused() -> None:

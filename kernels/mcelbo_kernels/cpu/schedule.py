@@ -29,24 +29,102 @@ NOTHING = Need(False, False, False, False, ((False, False),))
 compiled: set[tuple[Shape, Cell]] = set()
 
 
+# Infinities are results here, and NumPy would warn of them.
+quietly = np.errstate(over="ignore", invalid="ignore")
+
+
+@quietly
 def errors(problem: Problem, threads: int = 1) -> Array:
-    """Return T[b, i] = sum_j w[b, j] (x[b, j] - y[b, i, j])^2, shape (B, n)."""
+    """Return T[b, i] = sum_j w[b, j] (x[b, j] - y[b, i, j])^2.
+
+    Parameters
+    ----------
+    problem : Problem
+        With a decoder of one layer.
+    threads : int
+        How many threads may take part; the result does not depend on it.
+
+    Returns
+    -------
+    ndarray, shape (B, n), in the dtype of the problem
+
+    Raises
+    ------
+    ValueError
+        If the decoder has several layers.
+
+    Examples
+    --------
+    >>> from mcelbo_kernels.problem import Draw, Layer
+    >>> layer = Layer(np.ones((2, 1)), np.zeros(2))
+    >>> errors(Problem(np.array([[1.0, 2.0]]), np.zeros((1, 1)), np.zeros((1, 1)), (layer,), Draw(2, seed=7))).shape
+    (1, 2)
+    """
     result = np.empty((problem.x.shape[0], problem.draw.num_samples), problem.x.dtype)
     run(problem, NOTHING, None, result, threads)
     return result
 
 
+@quietly
 def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple[Moments, Gradients]:
-    """Return the moments of T and the gradients of sum_b mean_i T[b, i] in one pass."""
+    """Return the moments of T and the gradients of sum_b mean_i T[b, i], in one pass that stores nothing of size n.
+
+    Parameters
+    ----------
+    problem, threads
+        As for `errors`.
+    need : Need
+        Which gradients to return; the others are None.
+
+    Returns
+    -------
+    Moments
+        mean[b] = mean_i T[b, i] and squares[b] = sum_i (T[b, i] - mean[b])^2.
+    Gradients
+        In the shapes and the dtype of their inputs.
+
+    Raises
+    ------
+    ValueError
+        If the decoder has several layers.
+
+    Examples
+    --------
+    >>> from mcelbo_kernels.problem import Draw, Layer
+    >>> layer = Layer(np.ones((2, 1)), np.zeros(2))
+    >>> problem = Problem(np.array([[1.0, 2.0]]), np.zeros((1, 1)), np.zeros((1, 1)), (layer,), Draw(2, seed=7))
+    >>> moments, gradients = value_and_gradients(problem, Need.everything(problem))
+    >>> moments.mean.shape, gradients.mu.shape
+    ((1,), (1, 1))
+    """
     n = problem.draw.num_samples
     totals = run(problem, need, None, None, threads)
     shift, first, second = totals.moments.T
     mean = first / n
-    return Moments(shift + mean, second - first * mean), collect(problem, need, totals, 1.0 / n)
+    # rounding must not leave a sum of squares below zero
+    squares = np.maximum(second - first * mean, 0.0)
+    return Moments(shift + mean, squares), collect(problem, need, totals, 1.0 / n)
 
 
+@quietly
 def gradients(problem: Problem, upstream: Array, need: Need, threads: int = 1) -> Gradients:
-    """Return the vector-Jacobian product of T with `upstream` (B, n); the noise is drawn again."""
+    """Return the vector-Jacobian product of T with `upstream`; the noise is drawn again.
+
+    Parameters
+    ----------
+    problem, need, threads
+        As for `value_and_gradients`.
+    upstream : ndarray, shape (B, n)
+
+    Returns
+    -------
+    Gradients
+
+    Raises
+    ------
+    ValueError
+        If the decoder has several layers, or `upstream` another shape.
+    """
     check_upstream(upstream.shape, problem)
     return collect(problem, need, run(problem, need, upstream, None, threads), 1.0)
 
