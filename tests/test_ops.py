@@ -93,6 +93,8 @@ def test_ops_keep_torchs_contract() -> None:
     torch.library.opcheck(torch.ops.mcelbo.noise.default, (torch.tensor(3), *settings))
 
 
+# torch 2.6 warns of itself here
+@pytest.mark.filterwarnings("ignore:Please use .torch.vmap.:FutureWarning")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradients_are_those_of_differences_and_of_plain_torch(reduction: str) -> None:
     loss, tensors = loss_of(Model(reduction)), inputs()
