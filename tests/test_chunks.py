@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcelbo.anydecoder import errors, sum_of_errors
-from mcelbo.arguments import prepare
+from mcelbo.arguments import Arguments, prepare
 from mcelbo.sampling import draw
 from tests.any_decoders import (
     BATCH,
@@ -164,6 +164,40 @@ def test_parameters_changed_before_a_replay_are_noticed() -> None:
     found = errors(d.arguments(), module)
     with torch.no_grad():
         module[0].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="replaced or modified between forward and backward"):
+        found.sum().backward()
+
+
+class Scaling(nn.Module):
+    """A decoder with a buffer that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+        self.register_buffer("scale", torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.scale * self.inner(z)
+
+
+def with_another_buffer(arguments: Arguments, module: Scaling) -> None:
+    module.scale = torch.tensor(3.0, dtype=torch.float64)
+
+
+CHANGES: dict[str, Callable[[Arguments, Scaling], Any]] = {
+    "seed": lambda arguments, _: arguments.seed.add_(1),
+    "logvar": lambda arguments, _: arguments.logvar.add_(1),
+    "buffer": with_another_buffer,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@cut_by(CUT)
+def test_what_else_is_changed_before_a_replay_is_noticed(change: Callable[[Arguments, Scaling], Any]) -> None:
+    d, module = data(), Scaling()
+    arguments = d._replace(logvar=d.logvar.detach()).arguments()
+    found = errors(arguments, module)
+    change(arguments, module)
     with pytest.raises(RuntimeError, match="replaced or modified between forward and backward"):
         found.sum().backward()
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -67,6 +68,44 @@ def test_a_helper_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyP
     for task in late:
         task()  # finds nothing to do
     assert late
+
+
+def test_an_interrupt_before_the_leader_leads_sends_the_helpers_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = random_problem(3, 5, 33, 700)
+    cpu.errors(problem)
+    allocate, arrived = schedule.thread_buffers, threading.Event()
+
+    def interrupted(*arguments: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            arrived.set()
+            return allocate(*arguments)
+        arrived.wait(timeout=30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(schedule, "thread_buffers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cpu.errors(problem, 2)
+    # every thread of the pool must come free for a task that needs all of them at once
+    everyone = threading.Barrier(1 + (os.cpu_count() or 1))
+    crew.call_on_helpers(lambda: everyone.wait(timeout=30), os.cpu_count() or 1)
+    everyone.wait(timeout=30)
+
+
+def test_a_call_while_the_interpreter_shuts_down_does_without_helpers() -> None:
+    script = """
+import atexit
+from mcelbo_kernels import cpu
+from mcelbo_kernels.cpu import schedule
+from tests.test_grid import random_problem
+
+schedule.WORTH_A_HELPER = 0
+problem = random_problem(3, 5, 33, 700)
+first = cpu.errors(problem, 2)
+cpu.errors(problem, 2)
+atexit.register(lambda: print((cpu.errors(problem, 2) == first).all()))
+"""
+    run = subprocess.run([sys.executable, "-c", script], check=True, timeout=120, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("True\n", "")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

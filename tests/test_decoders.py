@@ -221,6 +221,19 @@ def test_explain_compares_with_the_data() -> None:
     assert mcelbo.explain(linear(), torch.zeros(5, 3, 2)).path == "grid"
 
 
+def test_a_stack_that_does_not_fit_is_named_before_it_runs() -> None:
+    stack = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 6))
+    x, mu = torch.rand(3, 6), torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="layer 0 of the decoder takes 2 inputs but mu has 4"):
+        mcelbo.expected_squared_error(x, mu, mu, stack, num_samples=2)
+    with pytest.raises(TypeError, match=r"weight of layer 0 of the decoder is torch\.float64 and x torch\.float32"):
+        mcelbo.expected_squared_error(x, mu[:, :2], mu[:, :2], stack.double(), num_samples=2)
+    with pytest.raises(ValueError, match="decoder returns 6 pixels but x has shape"):
+        mcelbo.explain(stack, x[:, :5])
+    with pytest.raises(TypeError, match=r"x is numpy.ndarray: expected a torch.Tensor"):
+        mcelbo.explain(stack, x.numpy())  # type: ignore[arg-type]
+
+
 def test_frozen_parameters_get_no_gradient_and_tied_ones_the_sum() -> None:
     x, mu = torch.rand(3, 6), torch.randn(3, 2, requires_grad=True)
     decoder = nn.Linear(2, 6)

@@ -210,3 +210,8 @@ def test_a_stream_of_parts_has_the_moments_of_the_whole(sizes: list[int], seed: 
         stream.add(part.mean(0), len(part), (part - part.mean(0)).square().sum(0))
     assert torch.allclose(stream.mean, values.mean(0), rtol=1e-12, atol=1e-12)
     assert torch.allclose(stream.variance(), values.var(0), rtol=1e-12)
+
+
+def test_a_single_number_of_samples_is_no_sequence() -> None:
+    with pytest.raises(TypeError, match="num_samples is 4: expected a sequence of integers"):
+        mcelbo.study(*data(), mlp(), num_samples=4)  # type: ignore[arg-type]

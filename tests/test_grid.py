@@ -222,6 +222,14 @@ def test_equal_errors_have_no_negative_variance() -> None:
     assert (cpu.value_and_gradients(still, Need.everything(still))[0].squares == 0).all()
 
 
+def test_an_infinite_pixel_gives_an_infinite_sum() -> None:
+    problem = random_problem(2, 3, 20, 4)
+    problem.x[0, 7] = np.inf
+    mean = cpu.value_and_gradients(problem, Need.everything(problem))[0].mean
+    assert mean[0] == np.inf
+    assert np.isfinite(mean[1])
+
+
 def test_an_empty_batch() -> None:
     problem = random_problem(0, 3, 20, 4)
     moments, gradients = cpu.value_and_gradients(problem, Need.everything(problem))

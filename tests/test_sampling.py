@@ -83,6 +83,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"datum_offset": 2**32 - 1}, ValueError, "datum_offset is 4294967295 and the batch 2: together they exceed"),
     ({"dtype": torch.float16}, TypeError, "dtype is torch.float16: expected torch.float32 or torch.float64"),
     ({"seed": torch.tensor(1, device="meta"), "device": "cpu"}, ValueError, "seed is on meta and the noise on cpu"),
+    ({"device": "meta"}, ValueError, "device is meta, which holds no data"),
 ]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from mcelbo.arguments import Arguments, promote
+from mcelbo.arguments import Arguments, check_tensor, promote
 from mcelbo_kernels.problem import Activation, check_layers
 
 Decoder = Callable[[Tensor], Tensor]
@@ -62,10 +62,15 @@ class Explanation(NamedTuple):
 
 
 class Path(NamedTuple):
-    """A chosen path: what it is and, on a fused one, the layers."""
+    """A chosen path, and the layers of a decoder that is nothing else, fused or not."""
 
     explanation: Explanation
     description: Description | None
+
+    @property
+    def fused(self) -> bool:
+        """Whether the decoder runs in the fused pass."""
+        return self.explanation.path != "any"
 
 
 def choose(decoder: Decoder, device: torch.device) -> Path:
@@ -81,10 +86,10 @@ def choose(decoder: Decoder, device: torch.device) -> Path:
         return Path(Explanation("any", device.type, found.reason), None)
     if device.type != "cpu":
         reason = f"the fused kernels for {device.type} tensors are not available in this version"
-        return Path(Explanation("any", device.type, reason), None)
+        return Path(Explanation("any", device.type, reason), found)
     if len(found.layers) > 1:
         reason = f"only one affine layer is fused so far and it has {len(found.layers)}"
-        return Path(Explanation("any", device.type, reason), None)
+        return Path(Explanation("any", device.type, reason), found)
     outputs, inputs = found.layers[0].weight.shape
     name = found.layers[0].activation.name
     reason = f"it is one affine layer from {inputs} to {outputs} with {name} output"
@@ -126,6 +131,7 @@ def explain(decoder: Decoder, x: Tensor | None = None) -> Explanation:
     grid on cpu: the decoder is fused into one pass, because it is one affine layer from 2 to 784 with sigmoid output
     """
     if x is not None:
+        check_tensor("x", x, x)
         device = x.device
     else:
         parameters = decoder.parameters() if isinstance(decoder, nn.Module) else iter(())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -179,6 +179,8 @@ def study(
     >>> bool(found.standard_error[2] < found.standard_error[0])
     True
     """
+    if not isinstance(num_samples, Iterable):
+        raise TypeError(f"num_samples is {num_samples!r}: expected a sequence of integers")
     counts = [as_integer("num_samples", n) for n in num_samples]
     if not counts:
         raise ValueError("num_samples is empty: expected at least one number of samples")

@@ -6,20 +6,25 @@ from torch import Tensor
 
 from mcelbo import anydecoder, ops
 from mcelbo.arguments import Arguments, Sums
-from mcelbo.decoders import Decoder, choose
+from mcelbo.decoders import Decoder, Description, choose, parameters
 
 
 def sum_of_errors(arguments: Arguments, decoder: Decoder) -> Sums:
     """Return sum_b mean_i T[b, i], differentiable, and the moments of each datum."""
-    path = choose(decoder, arguments.x.device)
-    if path.description is None:
-        return anydecoder.sum_of_errors(arguments, decoder)
-    return ops.sum_of_errors(arguments, path.description)
+    fused = _fused(arguments, decoder)
+    return anydecoder.sum_of_errors(arguments, decoder) if fused is None else ops.sum_of_errors(arguments, fused)
 
 
 def errors(arguments: Arguments, decoder: Decoder) -> Tensor:
     """Return T (B, n), differentiable."""
+    fused = _fused(arguments, decoder)
+    return anydecoder.errors(arguments, decoder) if fused is None else ops.errors(arguments, fused)
+
+
+def _fused(arguments: Arguments, decoder: Decoder) -> Description | None:
+    """Return the layers of a decoder that is fused, None for any other; raise if they do not go with the arguments."""
     path = choose(decoder, arguments.x.device)
-    if path.description is None:
-        return anydecoder.errors(arguments, decoder)
-    return ops.errors(arguments, path.description)
+    if path.fused or path.description is None:
+        return path.description
+    parameters(path.description, arguments)
+    return None

@@ -143,6 +143,8 @@ def noise(
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else torch.get_default_device()
     device = torch.empty(0, device=device).device  # "cuda" becomes the current one
+    if device.type == "meta":
+        raise ValueError("device is meta, which holds no data: expected the CPU or a GPU")
     sizes = {"batch": as_integer("batch", batch), "latent": as_integer("latent", latent)}
     for name, size in sizes.items():
         if size < 0:

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from mcelbo_kernels._compile import inline
+from mcelbo_kernels._compile import inline, jit
 from mcelbo_kernels.cpu.tile import pointer
 from mcelbo_kernels.problem import Array
 
@@ -81,7 +81,7 @@ def wait_for(board, tasks):
         pass
 
 
-@inline
+@jit
 def close(board):
     """Send every thread home."""
     atomic_store(board, TICKET, OVER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Lock
 
 _lock = Lock()
@@ -14,7 +15,8 @@ _pool: ThreadPoolExecutor | None = None
 def call_on_helpers(task: Callable[[], object], helpers: int) -> None:
     """Have up to `helpers` threads run `task` soon; it must return by itself once there is nothing left to do."""
     global _pool
-    with _lock:
+    # Where no thread can be started, as when the interpreter is shutting down, there is no help.
+    with _lock, suppress(RuntimeError):
         if _pool is None:
             _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mcelbo")
         for _ in range(helpers):

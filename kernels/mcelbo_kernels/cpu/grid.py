@@ -209,7 +209,7 @@ def reduce_rows(inputs, first, count, chunk, totals):
         if totals.errors.size:
             totals.errors[first + row] = error
         if (first + row) % n == 0:
-            totals.moments[b, 0] = error
+            totals.moments[b, 0] = error if np.isfinite(error) else 0.0
         shifted = error - totals.moments[b, 0]
         totals.moments[b, 1] += shifted
         totals.moments[b, 2] += shifted * shifted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mcelbo_kernels.cpu.board import new_board
+from mcelbo_kernels.cpu.board import close, new_board
 from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
 from mcelbo_kernels.cpu.cell import Cell
 from mcelbo_kernels.cpu.crew import call_on_helpers
@@ -165,9 +165,13 @@ def share(
         scratch = thread_buffers(shape, inputs)
         work(shape, cell, inputs, weights, begin, end, chunk, scratch, totals, board, leads)
 
-    if helpers and (shape, cell) in compiled:
-        call_on_helpers(lambda: take_part(False), helpers)
-    take_part(True)
+    try:
+        if helpers and (shape, cell) in compiled:
+            call_on_helpers(lambda: take_part(False), helpers)
+        take_part(True)
+    finally:
+        # An interrupt may come before the leader leads: helpers must not wait for it then.
+        close(board)
     compiled.add((shape, cell))
 
 

@@ -128,6 +128,8 @@ class Plan:
         shape, pixels = (len(x), *pixel_shape), x.shape[1]
         if not isinstance(y, Tensor):
             raise TypeError(f"decoder returns {type(y).__qualname__}: expected a tensor (N, {pixels})")
+        if y.layout is not torch.strided:
+            raise TypeError(f"decoder returns a sparse tensor ({y.layout}): expected a dense one")
         if y.is_complex():
             raise TypeError(f"decoder returns {y.dtype}: expected {x.dtype}")
         if y.device != x.device:
@@ -149,13 +151,13 @@ class Plan:
 
     def replayed_errors(self, chunk: Chunk) -> Tensor:
         """Return T (b, c) of a chunk of which nothing is kept: it is decoded again in backward."""
-        before = _versions(self._module)
+        before = _state(self._module, chunk.arguments)
 
         def errors(_: Tensor) -> Tensor:
-            if _versions(self._module) != before:
+            if not _same(before, _state(self._module, chunk.arguments)):
                 raise RuntimeError(
-                    "the decoder's parameters were replaced or modified between forward and backward, "
-                    "which decodes the samples again: call backward first"
+                    "the decoder's parameters or the loss's arguments were replaced or modified between forward and "
+                    "backward, which decodes the samples again: call backward first"
                 )
             return self.errors(chunk, self.decode(replace(chunk, whole=True)))
 
@@ -209,6 +211,19 @@ def _no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
 
 
-def _versions(module: nn.Module | None) -> list[tuple[int, int]]:
-    """Return what changes when a parameter is replaced or modified."""
-    return [] if module is None else [(id(p), p._version) for p in module.parameters()]
+State = list[tuple[Tensor, int]]
+
+
+def _state(module: nn.Module | None, arguments: Arguments) -> State:
+    """Return the tensors that samples are decoded from, with the versions of those that decoding leaves as they are."""
+    a = arguments
+    given = [t for t in (a.x, a.mu, a.logvar, a.weight, a.eps, a.seed) if t is not None]
+    parameters, buffers = ([], []) if module is None else (list(module.parameters()), list(module.buffers()))
+    versions = [(t, 0 if t.is_inference() else t._version) for t in (*given, *parameters)]
+    return versions + [(buffer, 0) for buffer in buffers]
+
+
+def _same(before: State, after: State) -> bool:
+    """Whether both hold the same tensors in the same versions."""
+    pairs = zip(before, after, strict=False)
+    return len(before) == len(after) and all(a is b and v == w for (a, v), (b, w) in pairs)

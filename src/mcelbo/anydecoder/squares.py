@@ -62,7 +62,7 @@ def reduced(
 
 def _array(tensor: Tensor) -> Array:
     """View a tensor of any strides as a contiguous array."""
-    array: Array = tensor.detach().contiguous().numpy()
+    array: Array = tensor.detach().resolve_neg().contiguous().numpy()
     return array
 
 
