@@ -192,7 +192,7 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"99\.png is 6 x 4 and .*0\.png 6 x 5 pixels: expected one size"):
         load(path, 0)
     Image.fromarray(GREY[0].astype(np.uint16)).save(path / "99.png")
-    with pytest.raises(UsageError, match=r"99\.png has pixels of mode I;16"):
+    with pytest.raises(UsageError, match=r"99\.png has pixels of mode I"):
         load(path, 0)
     (path / "99.png").write_text("not an image")
     with pytest.raises(UsageError, match="cannot be read"):
