@@ -16,17 +16,22 @@ from mcelbo_kernels.reference.activations import activate, slope
 Array = Any
 
 
+def wide(array: Array) -> Array:
+    """Return the array in float64."""
+    return np.asarray(array, np.float64)
+
+
 def magnitudes(problem: Problem, upstream: Array | None = None) -> dict[str, Array]:
     """Return magnitudes of T, "errors", and of the gradients of sum(upstream T), for a decoder of one layer."""
     (layer,) = problem.layers
     eps = noise(problem.draw, *problem.mu.shape)
-    mu, logvar, w, c = (np.float64(a) for a in (problem.mu, problem.logvar, layer.weight, layer.bias))
+    mu, logvar, w, c = (wide(a) for a in (problem.mu, problem.logvar, layer.weight, layer.bias))
     sigma = np.exp(logvar / 2)[:, None]
     a = preactivations(problem.layers, mu[:, None] + sigma * eps)[0]
     y, f = activate(layer.activation, a), np.abs(slope(layer.activation, a))
-    x = np.float64(problem.x)[:, None]
-    pixel = 1.0 if problem.weight is None else np.float64(problem.weight)[:, None]
-    g = np.ones(eps.shape[:2]) if upstream is None else np.abs(np.float64(upstream))
+    x = wide(problem.x)[:, None]
+    pixel = 1.0 if problem.weight is None else wide(problem.weight)[:, None]
+    g = np.ones(eps.shape[:2]) if upstream is None else np.abs(wide(upstream))
 
     z_size = np.abs(mu)[:, None] + np.abs(sigma * eps)  # (B, n, d)
     a_size = z_size @ np.abs(w).T + np.abs(c)  # (B, n, m)
