@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from mcelbo_kernels.problem import Draw, check_shapes
+from mcelbo_kernels.problem import Array, Draw, check_shapes
 
 HALF = (torch.float16, torch.bfloat16)
 COMPUTED = (torch.float32, torch.float64)
@@ -147,6 +147,12 @@ def check_tensor(name: str, tensor: object, x: Tensor) -> None:
         raise ValueError(f"{name} is on {tensor.device} and x on {x.device}: move both to one device")
     if (tensor.dtype == torch.float64) != (x.dtype == torch.float64):
         raise TypeError(f"{name} is {tensor.dtype} and x {x.dtype}: expected one dtype")
+
+
+def as_array(tensor: Tensor) -> Array:
+    """View a tensor of any strides as a contiguous array, which kernels take."""
+    array: Array = tensor.detach().resolve_neg().contiguous().numpy()
+    return array
 
 
 def promote(tensor: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mcelbo.arguments import Arguments, Sums, refuse_forward_mode
+from mcelbo.arguments import Arguments, Sums, as_array, refuse_forward_mode
 from mcelbo.autograd import refuse_second_derivative, scaled
 from mcelbo.decoders import Description, parameters
 from mcelbo_kernels import cpu
-from mcelbo_kernels.problem import Activation, Array, Draw, Gradients, Layer, Need, Problem
+from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Need, Problem
 
 _DATA = "Tensor x, Tensor mu, Tensor logvar, Tensor? weight, Tensor? eps"
 _SETTINGS = (
@@ -52,11 +52,6 @@ class Settings(NamedTuple):
     sample_offset: int
 
 
-def _array(tensor: Tensor) -> Array:
-    """View a tensor of any strides as a contiguous array."""
-    return tensor.detach().contiguous().numpy()
-
-
 def _problem(
     x: Tensor,
     mu: Tensor,
@@ -71,17 +66,17 @@ def _problem(
 ) -> Problem:
     sampler, num_samples, datum_offset, sample_offset = draw
     layers = (
-        Layer(_array(w), _array(b), Activation(name, parameter))
+        Layer(as_array(w), as_array(b), Activation(name, parameter))
         for w, b, name, parameter in zip(tensors[::2], tensors[1::2], activations, activation_parameters, strict=True)
     )
-    noise = None if eps is None else _array(eps)
+    noise = None if eps is None else as_array(eps)
     return Problem(
-        _array(x),
-        _array(mu),
-        _array(logvar),
+        as_array(x),
+        as_array(mu),
+        as_array(logvar),
         tuple(layers),
         Draw(num_samples, int(seed), sampler, datum_offset, sample_offset, noise),
-        None if weight is None else _array(weight),
+        None if weight is None else as_array(weight),
     )
 
 
@@ -120,7 +115,7 @@ def _error_gradients(
     shapes = [shape for before, after in pairwise(widths) for shape in ((after, before), (after,))]
     tensors = _cut(parameters, shapes)
     problem = _problem(x, mu, logvar, weight, eps, tensors, *settings[:-1])
-    found = cpu.gradients(problem, _array(upstream), _need(settings[-1]), torch.get_num_threads())
+    found = cpu.gradients(problem, as_array(upstream), _need(settings[-1]), torch.get_num_threads())
     return torch.cat([gradient.flatten() for gradient in _gradient_tensors(found, x)])
 
 

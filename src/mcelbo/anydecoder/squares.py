@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from mcelbo.arguments import as_array
 from mcelbo.autograd import refuse_second_derivative, scaled
 from mcelbo_kernels.cpu.pixels import squared_errors as squared_errors_of_arrays
-from mcelbo_kernels.problem import Array
 
 
 class Reduced(NamedTuple):
@@ -41,8 +41,8 @@ def reduced(
     Without `kernel` only torch operations are used, as tracing needs.
     """
     if kernel and x.device.type == "cpu":
-        w, u = (None if t is None else _array(t) for t in (weight, upstream))
-        found, *gradients = squared_errors_of_arrays(_array(y), _array(x), w, u, *need)
+        w, u = (None if t is None else as_array(t) for t in (weight, upstream))
+        found, *gradients = squared_errors_of_arrays(as_array(y), as_array(x), w, u, *need)
         return Reduced(torch.from_numpy(found), *(None if g is None else torch.from_numpy(g) for g in gradients))
     sums = wide(x.device)
     r = x.unsqueeze(1) - y  # (B, c, m)
@@ -58,12 +58,6 @@ def reduced(
     if dw is not None and len(w3) == 1:
         dw = dw.sum(0, keepdim=True)
     return Reduced((wr * kept).sum(2, dtype=sums), dy, dx, dw)
-
-
-def _array(tensor: Tensor) -> Array:
-    """View a tensor of any strides as a contiguous array."""
-    array: Array = tensor.detach().resolve_neg().contiguous().numpy()
-    return array
 
 
 def squared_errors(y: Tensor, x: Tensor, weight: Tensor | None, kernel: bool = True) -> Tensor:
