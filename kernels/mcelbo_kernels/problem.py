@@ -223,6 +223,11 @@ class Need(NamedTuple):
         """Ask for all gradients that `problem` has."""
         return cls(True, problem.weight is not None, True, True, ((True, True),) * len(problem.layers))
 
+    @classmethod
+    def nothing(cls, problem: Problem) -> Need:
+        """Ask for no gradient."""
+        return cls(False, False, False, False, ((False, False),) * len(problem.layers))
+
 
 class Gradients(NamedTuple):
     """Gradients in the shapes and dtypes of their inputs; None where nobody asked.

@@ -1,6 +1,8 @@
 """What a pass reads, and where it writes: the arrays that are handed to kernels.
 
-Batch B, n samples, d latents; the pixels are padded to M, P whole panels of `width` pixels.
+Batch B, n samples, d latents; layer l takes I inputs to O outputs. A matrix of rows, one a sample, lies in panels of
+`width` columns: column j of row q is element [j // width, q, j % width] of (panels, capacity, width), so that a tile's
+rows are neighbours. P columns is short for ceil(columns / width) panels; the pixels are padded to M, whole panels.
 """
 
 from __future__ import annotations
@@ -8,6 +10,21 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.problem import Array
+
+# Columns of `Inputs.layers`.
+INPUTS = 0  # I
+OUTPUTS = 1  # O
+ACTIVATION = 2  # which of the cell's hidden activations follows
+WEIGHT = 3  # address of the weight (O, I)
+BIAS = 4  # address of the bias (O,)
+PANELS = 5  # in `Chunk.weights`: (P O, I + 1, width), for each panel of outputs the weight's rows, then the bias
+TRANSPOSED = 6  # in `Chunk.weights`: (P I, O, width), for each panel of inputs the weight's columns
+LEFT = 7  # in `Chunk.values`: (P I, capacity, width), the layer's input h
+OUTPUT = 8  # in `Chunk.values`: (P O, capacity, width), the activation's slope, then da in its place
+TOTAL = 9  # in `Totals.layers`: (P O, I + 1, width), the gradient of PANELS; negative where nobody needs it
+WEIGHT_GRADIENT = 10  # address of the result (O, I), or 0
+BIAS_GRADIENT = 11  # address of the result (O,), or 0
+FIELDS = 12
 
 
 class Inputs(NamedTuple):
@@ -18,11 +35,14 @@ class Inputs(NamedTuple):
     weight_stride: int  # M, or 0 where the batch shares the weights
     mu: Array  # (B, d)
     sigma: Array  # (B, d)
-    panels: Array  # (P, d + 1, width): for each panel the d rows of W^T, then the bias
-    parameter: Any  # the activation's
+    layers: Array  # (L, FIELDS) int64
+    parameters: Array  # (L,) the activations'
     eps: Array  # (B, n, d), or empty
+    upstream: Array  # (B, n) the samples' weights g, or empty where they are 1
     key: tuple[int, bool, int, int]  # seed, antithetic, datum_offset, sample_offset
     num_samples: int
+    lowest: int  # the first layer whose da is needed: -1 where dz is
+    scale: float  # what the layers' gradients are multiplied with in the end
 
 
 class Chunk(NamedTuple):
@@ -31,21 +51,19 @@ class Chunk(NamedTuple):
     datum: Array  # (capacity,) the datum that a row belongs to
     g: Array  # (capacity,) the weight of a sample
     eps: Array  # (capacity, d)
-    z: Array  # (capacity, D): z, then 1 for the bias, then zeros up to a whole number of tile rows
-    a: Array  # (P, capacity, width): pre-activations, then da in their place
-    dx: Array  # (P, capacity, width)
-    dw: Array  # (P, capacity, width)
+    weights: Array  # the packed layers: the same for every chunk
+    values: Array  # each layer's input and da
+    dz: Array  # (P d, capacity, width)
+    dx: Array  # (P M, capacity, width)
+    dw: Array  # (P M, capacity, width)
     errors: Array  # (capacity,) float64
-    dz: Array  # (capacity, d + 1): the last column is padding
 
 
 class Scratch(NamedTuple):
-    """One thread's buffers."""
+    """One thread's buffers, for a task of up to `tiles` tiles."""
 
-    a: Array  # (1, rows, width): one tile of pre-activations, where no gradient is needed
-    column: Array  # (d, rows): one tile's z, latent by latent
-    partial: Array  # (rows, lanes): one tile's errors, lane by lane
-    sums: Array  # (rows, width): one tile of a weight gradient
+    sums: Array  # (tiles, rows, width): unfinished products
+    partial: Array  # (tiles, rows, lanes): errors, lane by lane
 
 
 class Totals(NamedTuple):
@@ -53,7 +71,7 @@ class Totals(NamedTuple):
 
     errors: Array  # (B n,) in the problem's precision
     moments: Array  # (B, 3): shift, sum of T - shift, sum of (T - shift)^2
-    panels: Array  # (P, D, width)
+    layers: Array  # the gradients of the packed layers
     mu: Array  # (B, d)
     logvar: Array  # (B, d)
     x: Array  # (B, M)

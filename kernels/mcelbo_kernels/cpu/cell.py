@@ -1,4 +1,4 @@
-"""The cell as a static argument: which activation and likelihood a kernel is compiled for."""
+"""The cell as a static argument: which activations and likelihood a kernel is compiled for."""
 
 from __future__ import annotations
 
@@ -7,17 +7,32 @@ from dataclasses import dataclass
 from numba import types
 from numba.extending import overload
 
-from mcelbo_kernels.cpu.tile import register_static, static
+from mcelbo_kernels._compile import inline
+from mcelbo_kernels.cpu.shape import register_static, static
 from mcelbo_kernels.numerics.activations import BY_NAME
 from mcelbo_kernels.numerics.cells import squared_error
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Squared error after the activation `activation`, with or without its gradient."""
+    """Squared error after the activation `output`, and the activations between the layers.
 
-    activation: str
+    Attributes
+    ----------
+    output : str
+        The last layer's activation.
+    hidden : tuple of str
+        The other layers' activations, each once.
+    gradient : bool
+        Whether there are gradients.
+    weighted : bool
+        Whether pixels have weights, or gradients are needed by the data.
+    """
+
+    output: str
+    hidden: tuple[str, ...]
     gradient: bool
+    weighted: bool
 
 
 class CellType(types.Type):
@@ -30,6 +45,7 @@ class CellType(types.Type):
 
 register_static(Cell, CellType)
 has_gradient = static(lambda kind: kind.cell.gradient)
+is_weighted = static(lambda kind: kind.cell.weighted)
 
 
 def evaluate(cell, a, x, parameter):
@@ -39,10 +55,56 @@ def evaluate(cell, a, x, parameter):
 @overload(evaluate, jit_options={"forceinline": True})
 def evaluate_after_activation(cell, a, x, parameter):
     """Choose the activation when the kernel is compiled."""
-    activation = BY_NAME[cell.cell.activation]
+    activation = BY_NAME[cell.cell.output]
 
     def squared_error_after_activation(cell, a, x, parameter):
         y, slope = activation(a, parameter)
         return squared_error(y, slope, x)
 
     return squared_error_after_activation
+
+
+def activate(cell, which, a, parameter):
+    """Return (f(a), f'(a)) for hidden activation number `which`."""
+
+
+@overload(activate, jit_options={"forceinline": True})
+def activate_by_number(cell, which, a, parameter):
+    """Compile a choice between the activations that occur."""
+    last, *others = (BY_NAME[name] for name in reversed(cell.cell.hidden))
+
+    def choose(cell, which, a, parameter):
+        return last(a, parameter)
+
+    for number in range(len(others) - 1, -1, -1):
+        choose = _choice(number, others[len(others) - 1 - number], choose)
+    return choose
+
+
+def _choice(number, activation, rest):
+    rest = inline(rest)
+
+    def choose(cell, which, a, parameter):
+        if which == number:
+            return activation(a, parameter)
+        return rest(cell, which, a, parameter)
+
+    return choose
+
+
+def only_where(condition):
+    """Make a kernel, whose second argument is the cell, do nothing for other cells, which then need not compile it."""
+
+    def decorate(kernel):
+        def run(*arguments):
+            """Stand for the kernel."""
+
+        @overload(run)
+        def run_or_not(*arguments):
+            if condition(arguments[1].cell):
+                return lambda *arguments: kernel(*arguments)
+            return lambda *arguments: None
+
+        return run
+
+    return decorate

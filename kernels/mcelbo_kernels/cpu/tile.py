@@ -1,90 +1,25 @@
 """The register tile: rows of vectors that numba holds as ONE value, so that LLVM keeps it in vector registers.
 
-Its operations are the two products that every pass is made of:
+Every product of a pass is made of one operation, a scalar for each row of the tile times a run of columns:
 
-    outer_add    tile[r, c] += column[r] * row[c]        a scalar of each row times a run of pixels
-    inner_add    tile[r, c] += left[r] * right[c]        vector times vector, whose lanes are summed at the end
+    outer_add    tile[r, c] += left[r] * row[c]
 
-A `Shape` is passed to kernels as a static argument, one without data: its fields are known when the kernel is compiled.
+and what happens to a tile's elements happens vector by vector, while they are still in registers:
+
+    map_tile     tile[r, c] = function(tile[r, c], r, c, ...)
+    row_sums     sums[r]    = sum_c function(tile[r, c], r, c, ...)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
-from numba.extending import (
-    NativeValue,
-    intrinsic,
-    models,
-    overload,
-    register_model,
-    typeof_impl,
-    unbox,
-)
+from numba.extending import intrinsic, register_model
 
-from mcelbo_kernels.numerics.lanes import (
-    INT64,
-    LlvmValueModel,
-    Vector,
-    call_intrinsic,
-    splat,
-    sum_lanes,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A tile holds `rows` samples of `columns` vectors of `lanes` pixels each, scalars of type `real`."""
-
-    real: str
-    rows: int
-    columns: int
-    lanes: int
-
-    @property
-    def width(self) -> int:
-        """Pixels in a row of the tile."""
-        return self.columns * self.lanes
-
-
-def host_shape(real: str) -> Shape:
-    """Return the tile that fills this machine's vector registers and leaves room for operands."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
-        rows, columns, register = 12, 2, 64
-    elif features.get("avx2"):
-        rows, columns, register = 6, 2, 32
-    else:
-        rows, columns, register = 8, 2, 16
-    return Shape(real, rows, columns, register // (4 if real == "float32" else 8))
-
-
-class ShapeType(types.Type):
-    """The numba type of a `Shape`; it carries the fields."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        super().__init__(name=repr(shape))
-
-    @property
-    def vector(self) -> Vector:
-        """The type of one vector of a tile."""
-        return Vector(getattr(types, self.shape.real), self.shape.lanes)
-
-    @property
-    def tile(self) -> Tile:
-        """The type of a tile."""
-        return Tile(self.vector, self.shape.rows, self.shape.columns)
-
-    @property
-    def row(self) -> Tile:
-        """The type of one row of a tile."""
-        return Tile(self.vector, 1, self.shape.columns)
+from mcelbo_kernels.numerics.lanes import INT64, LlvmValueModel, Vector, call_intrinsic, splat
 
 
 class Tile(types.Type):
@@ -100,43 +35,31 @@ class Tile(types.Type):
         return ir.ArrayType(self.vector.llvm, self.rows * self.columns)
 
 
+class Offsets(types.Type):
+    """Where the scalars that a tile's rows are multiplied with lie, relative to a common start."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        super().__init__(name=f"Offsets({rows})")
+
+    @property
+    def llvm(self) -> ir.Type:
+        """The LLVM type of the data."""
+        return ir.ArrayType(INT64, self.rows)
+
+
 register_model(Tile)(LlvmValueModel)
+register_model(Offsets)(LlvmValueModel)
 
 
-def register_static(value_class: type, type_class: type) -> None:
-    """Let instances of `value_class` be passed to kernels: typed `type_class(value)`, no data at all."""
-    register_model(type_class)(models.OpaqueModel)
-
-    @typeof_impl.register(value_class)
-    def type_of(value: Any, context: Any) -> types.Type:
-        return type_class(value)
-
-    @unbox(type_class)
-    def pass_nothing(kind: types.Type, value: Any, context: Any) -> NativeValue:
-        return NativeValue(context.context.get_dummy_value())
+def tile_of(shape: Any) -> Tile:
+    """Return the type of a tile of a static `Shape`."""
+    return Tile(shape.vector, shape.shape.rows, shape.shape.columns)
 
 
-register_static(Shape, ShapeType)
-
-
-def static(field: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Make a function of a static argument's type that kernels see as a constant."""
-
-    def read(argument: Any) -> Any:
-        """Stand for `field` in the source of a kernel."""
-
-    @overload(read)
-    def read_from_type(argument):
-        value = field(argument)
-        return lambda argument: value
-
-    return read
-
-
-rows_of = static(lambda kind: kind.shape.rows)
-width_of = static(lambda kind: kind.shape.width)
-lanes_of = static(lambda kind: kind.shape.lanes)
-columns_of = static(lambda kind: kind.shape.columns)
+def row_of(shape: Any) -> Tile:
+    """Return the type of one row of a tile."""
+    return Tile(shape.vector, 1, shape.shape.columns)
 
 
 def pointer(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, offset: ir.Value) -> ir.Value:
@@ -196,40 +119,57 @@ def store_vector(typing: Any, array: Any, offset: Any, vector: Any) -> Any:
 @intrinsic
 def zero_tile(typing: Any, shape: Any) -> Any:
     """Return a tile of zeros."""
+    tile = tile_of(shape)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return ir.Constant(shape.tile.llvm, None)
+        return ir.Constant(tile.llvm, None)
 
-    return shape.tile(shape), code
+    return tile(shape), code
+
+
+def loaded(builder: ir.IRBuilder, tile: Tile, address: ir.Value) -> ir.Value:
+    """Return the tile whose vectors lie one after another from `address` on."""
+    value = ir.Constant(tile.llvm, ir.Undefined)
+    for i in range(tile.rows * tile.columns):
+        part = load(builder, tile.vector, moved(builder, address, i * tile.vector.lanes))
+        value = builder.insert_value(value, part, i)
+    return value
 
 
 @intrinsic
 def load_row(typing: Any, shape: Any, array: Any, offset: Any) -> Any:
     """Return the row array[offset : offset + width]."""
+    row = row_of(shape)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, data, start = arguments
-        address, value = pointer(context, builder, array, data, start), ir.Constant(shape.row.llvm, ir.Undefined)
-        for c in range(shape.row.columns):
-            part = load(builder, shape.vector, moved(builder, address, c * shape.vector.lanes))
-            value = builder.insert_value(value, part, c)
-        return value
+        return loaded(builder, row, pointer(context, builder, array, *arguments[1:]))
 
-    return shape.row(shape, array, types.intp), code
+    return row(shape, array, types.intp), code
+
+
+@intrinsic
+def load_tile(typing: Any, shape: Any, array: Any, offset: Any) -> Any:
+    """Return the tile whose rows lie one after another from array[offset] on."""
+    tile = tile_of(shape)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return loaded(builder, tile, pointer(context, builder, array, *arguments[1:]))
+
+    return tile(shape, array, types.intp), code
 
 
 @intrinsic
 def repeat_row(typing: Any, shape: Any, row: Any) -> Any:
     """Return the tile whose every row is `row`."""
+    tile = tile_of(shape)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        tile = shape.tile
         value = ir.Constant(tile.llvm, ir.Undefined)
         for i in range(tile.rows * tile.columns):
             value = builder.insert_value(value, builder.extract_value(arguments[1], i % tile.columns), i)
         return value
 
-    return shape.tile(shape, row), code
+    return tile(shape, row), code
 
 
 @intrinsic
@@ -248,65 +188,119 @@ def store_tile(typing: Any, array: Any, offset: Any, tile: Any) -> Any:
 
 
 @intrinsic
-def outer_add(typing: Any, tile: Any, column: Any, offset: Any, row: Any) -> Any:
-    """tile[r, c] + column[offset + r] * row[c], by FMA."""
+def rows_apart(typing: Any, shape: Any, distance: Any) -> Any:
+    """Return the offsets of one column of a matrix: row r lies r distance further on."""
+    rows = shape.shape.rows
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value, data, start, right = arguments
-        address = pointer(context, builder, column, data, start)
+        value = ir.Constant(Offsets(rows).llvm, ir.Undefined)
+        for r in range(rows):
+            value = builder.insert_value(value, builder.mul(arguments[1], INT64(r)), r)
+        return value
+
+    return Offsets(rows)(shape, types.intp), code
+
+
+@intrinsic
+def columns_apart(typing: Any, shape: Any, first: Any, last: Any, stride: Any) -> Any:
+    """Return the offsets of consecutive columns, `first` and so on but none beyond `last`, of one row of a matrix.
+
+    Its columns lie in panels of `width`, `stride` apart.
+    """
+    rows, width = shape.shape.rows, shape.shape.width
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, start, end, step = arguments
+        value = ir.Constant(Offsets(rows).llvm, ir.Undefined)
+        for r in range(rows):
+            column = builder.add(start, INT64(r))
+            column = builder.select(builder.icmp_signed("<", column, end), column, end)
+            panel, place = builder.sdiv(column, INT64(width)), builder.srem(column, INT64(width))
+            value = builder.insert_value(value, builder.add(builder.mul(panel, step), place), r)
+        return value
+
+    return Offsets(rows)(shape, types.intp, types.intp, types.intp), code
+
+
+@intrinsic
+def outer_add(typing: Any, tile: Any, left: Any, start: Any, offsets: Any, row: Any) -> Any:
+    """tile[r, c] + left[start + offsets[r]] * row[c], by FMA."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, data, begin, apart, right = arguments
+        address = pointer(context, builder, left, data, begin)
         for r in range(tile.rows):
-            left = splat(builder, builder.load(moved(builder, address, r)), tile.vector.lanes)
+            factor = builder.load(moved(builder, address, builder.extract_value(apart, r)))
+            factor = splat(builder, factor, tile.vector.lanes)
             for c in range(tile.columns):
                 i = r * tile.columns + c
                 sum_ = builder.extract_value(value, i)
-                sum_ = call_intrinsic(builder, "fma", sum_.type, left, builder.extract_value(right, c), sum_)
+                sum_ = call_intrinsic(builder, "fma", sum_.type, factor, builder.extract_value(right, c), sum_)
                 value = builder.insert_value(value, sum_, i)
         return value
 
-    return tile(tile, column, types.intp, row), code
+    return tile(tile, left, types.intp, offsets, row), code
 
 
-@intrinsic
-def inner_add(
-    typing: Any, tile: Any, left: Any, left_offset: Any, left_step: Any, right: Any, right_offset: Any, right_step: Any
-) -> Any:
-    """tile[r, c] + left[r] * right[c] by FMA; left[r] is the vector at left_offset + r left_step, right likewise."""
-
-    def vectors(context: Any, builder: Any, count: int, kind: Any, data: Any, offset: Any, step: Any) -> list[ir.Value]:
-        address = pointer(context, builder, kind, data, offset)
-        steps = [builder.mul(step, INT64(i)) for i in range(count)]
-        return [load(builder, tile.vector, moved(builder, address, s)) for s in steps]
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = arguments[0]
-        lefts = vectors(context, builder, tile.rows, left, *arguments[1:4])
-        rights = vectors(context, builder, tile.columns, right, *arguments[4:7])
-        for r in range(tile.rows):
-            for c in range(tile.columns):
-                i = r * tile.columns + c
-                sum_ = builder.extract_value(value, i)
-                value = builder.insert_value(
-                    value, call_intrinsic(builder, "fma", sum_.type, lefts[r], rights[c], sum_), i
-                )
-        return value
-
+def caller(typing: Any, function: Any, tile: Tile, arguments: Any) -> tuple[Any, Callable[..., ir.Value]]:
+    """Return the type of function(tile[r, c], r, c, *arguments), and what emits the call for vector r, c."""
     index = types.intp
-    return tile(tile, left, index, index, right, index, index), code
+    signature = function.get_call_type(typing, (tile.vector, index, index, *arguments.types), {})
+
+    def call(context: Any, builder: ir.IRBuilder, value: ir.Value, packed: ir.Value, r: int, c: int) -> ir.Value:
+        compiled = context.get_function(function, signature)
+        vector = builder.extract_value(value, r * tile.columns + c)
+        rest = [builder.extract_value(packed, i) for i in range(len(arguments.types))]
+        return compiled(builder, (vector, INT64(r), INT64(c), *rest))
+
+    return signature.return_type, call
+
+
+# Vector by vector, depth first: operation by operation over the whole tile it would spill.
+@intrinsic
+def map_tile(typing: Any, function: Any, tile: Any, arguments: Any) -> Any:
+    """Return the tile of function(tile[r, c], r, c, *arguments)."""
+    result, call = caller(typing, function, tile, arguments)
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        mapped = ir.Constant(tile.llvm, ir.Undefined)
+        for i in range(tile.rows * tile.columns):
+            part = call(context, builder, values[1], values[2], i // tile.columns, i % tile.columns)
+            mapped = builder.insert_value(mapped, part, i)
+        return mapped
+
+    return Tile(result, tile.rows, tile.columns)(function, tile, arguments), code
 
 
 @intrinsic
-def add_lane_sums(typing: Any, array: Any, offset: Any, step: Any, tile: Any) -> Any:
-    """array[offset + r step + c] += the sum of the lanes of tile[r, c]."""
+def row_sums(typing: Any, function: Any, tile: Any, arguments: Any) -> Any:
+    """Return the column of vectors sum_c function(tile[r, c], r, c, *arguments)."""
+    result, call = caller(typing, function, tile, arguments)
+    column = Tile(result, tile.rows, 1)
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        sums = ir.Constant(column.llvm, ir.Undefined)
+        for r in range(tile.rows):
+            total = call(context, builder, values[1], values[2], r, 0)
+            for c in range(1, tile.columns):
+                total = builder.fadd(total, call(context, builder, values[1], values[2], r, c))
+            sums = builder.insert_value(sums, total, r)
+        return sums
+
+    return column(function, tile, arguments), code
+
+
+@intrinsic
+def accumulate(typing: Any, array: Any, offset: Any, tile: Any) -> Any:
+    """Add the tile to the one whose rows lie one after another from array[offset] on."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data, start, stride, value = arguments
+        data, start, value = arguments
         address = pointer(context, builder, array, data, start)
-        for r in range(tile.rows):
-            row = moved(builder, address, builder.mul(stride, INT64(r)))
-            for c in range(tile.columns):
-                total = sum_lanes(builder, builder.extract_value(value, r * tile.columns + c), tile.vector.lanes)
-                place = moved(builder, row, c)
-                builder.store(builder.fadd(builder.load(place), total), place)
+        for i in range(tile.rows * tile.columns):
+            place = moved(builder, address, i * tile.vector.lanes)
+            total = builder.fadd(load(builder, tile.vector, place), builder.extract_value(value, i))
+            store(builder, tile.vector, total, place)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, tile), code
+    return types.void(array, types.intp, tile), code

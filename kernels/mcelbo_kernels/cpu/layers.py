@@ -1,0 +1,234 @@
+"""The products of a pass, layer by layer, over the tiles of one task and over the panels of one weight gradient.
+
+    forward     a = h W^T + c,  then h' = f(a) and f'(a);  of the last layer t and da = dt/da
+    backward    dh = da W,  da of the layer before = dh f'(a);  of the first layer dz
+    weights     dW^T = h^T da,  dc = sum da, rows in order
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mcelbo_kernels._compile import inline, jit
+from mcelbo_kernels.cpu.buffers import ACTIVATION, INPUTS, LEFT, OUTPUT, OUTPUTS, PANELS, TOTAL, TRANSPOSED
+from mcelbo_kernels.cpu.cell import activate, evaluate, has_gradient, is_weighted, only_where
+from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
+from mcelbo_kernels.cpu.tile import (
+    accumulate,
+    columns_apart,
+    load_row,
+    load_tile,
+    load_vector,
+    map_tile,
+    outer_add,
+    repeat_row,
+    row_sums,
+    rows_apart,
+    store_tile,
+    store_vector,
+    zero_tile,
+    zero_vector,
+)
+from mcelbo_kernels.numerics.lanes import constant, equal, select, sum_of_lanes
+
+# A product's sum is taken over blocks of so many columns: so much of a panel stays in the nearest cache while the tiles
+# of a task go by.
+COLUMNS_OF_A_BLOCK = 256
+# A row's squared errors are summed in the problem's precision for so many panels, then added to a float64 total.
+PANELS_OF_A_SUM = 64
+
+
+@inline
+def block_length(shape, columns):
+    """Return a length for equal blocks of whole panels."""
+    blocks = -(-columns // COLUMNS_OF_A_BLOCK)
+    return max(1, -(-columns // (blocks * width_of(shape)))) * width_of(shape) if columns else 1
+
+
+# tile + sum_k left[:, k] panel[k] over the columns `begin` to `end`
+@inline
+def add_product(shape, tile, left, start, stride, begin, end, panels, panel):
+    width = width_of(shape)
+    apart = rows_apart(shape, width)
+    for first in range(begin, end, width):
+        place = start + first // width * stride
+        for k in range(first, min(first + width, end)):
+            tile = outer_add(tile, left, place + k - first, apart, load_row(shape, panels, panel + k * width))
+    return tile
+
+
+@inline
+def hidden_vector(a, r, c, cell, chunk, which, parameter, place, slope, lanes, width):
+    h, derivative = activate(cell, which, a, parameter)
+    if has_gradient(cell):
+        store_vector(chunk.values, slope + r * width + c * lanes, derivative)
+    store_vector(chunk.values, place + r * width + c * lanes, h)
+    return h
+
+
+# h' = f(h W^T + c), f'(a)
+@only_where(lambda cell: cell.hidden)
+@jit
+def hidden_forward(shape, cell, inputs, index, start, tiles, chunk, scratch):
+    layer, after = inputs.layers[index], inputs.layers[index + 1]
+    rows, width, lanes, capacity = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size
+    count, stride, parameter = layer[INPUTS], capacity * width, inputs.parameters[index]
+    length = block_length(shape, count)
+    for p in range(-(-layer[OUTPUTS] // width)):
+        panel = layer[PANELS] + p * (count + 1) * width
+        for begin in range(0, max(count, 1), length):
+            end = min(begin + length, count)
+            for t in range(tiles):
+                row = start + t * rows
+                if begin == 0:
+                    a = repeat_row(shape, load_row(shape, chunk.weights, panel + count * width))
+                else:
+                    a = load_tile(shape, scratch.sums, t * rows * width)
+                left = layer[LEFT] + row * width
+                a = add_product(shape, a, chunk.values, left, stride, begin, end, chunk.weights, panel)
+                if end < count:
+                    store_tile(scratch.sums, t * rows * width, a)
+                else:
+                    place = (p * capacity + row) * width
+                    target, slope = after[LEFT] + place, layer[OUTPUT] + place
+                    map_tile(
+                        hidden_vector,
+                        a,
+                        (cell, chunk, layer[ACTIVATION], parameter, target, slope, lanes, width),
+                    )
+
+
+# t = cell(a, x) w;   da = w dt/da, dx = w dt/dx, dw = t
+@inline
+def cell_vector(a, r, c, shape, cell, inputs, chunk, row, pixel, place, beside):
+    width, lanes = width_of(shape), lanes_of(shape)
+    b, at, column = chunk.datum[row + r], r * width + c * lanes, pixel + c * lanes
+    x = load_vector(shape, inputs.x, b * inputs.x.shape[1] + column)
+    t, da, dx = evaluate(cell, a, x, inputs.parameters[inputs.parameters.size - 1])
+    if is_weighted(cell):
+        if chunk.dw.size:
+            store_vector(chunk.dw, beside + at, t)
+        if inputs.weight.size:
+            w = load_vector(shape, inputs.weight, b * inputs.weight_stride + column)
+            excluded, nothing = equal(w, 0.0), constant(w, 0.0)
+            t = select(excluded, nothing, w * t)
+            da = select(excluded, nothing, w * da)
+            dx = select(excluded, nothing, w * dx)
+        if chunk.dx.size:
+            store_vector(chunk.dx, beside + at, dx)
+    if has_gradient(cell):
+        store_vector(chunk.values, place + at, da)
+    return t
+
+
+# errors[row] += partial[r], which starts again from zero
+@inline
+def flush_errors(shape, start, tiles, chunk, scratch):
+    for r in range(tiles * rows_of(shape)):
+        chunk.errors[start + r] += sum_of_lanes(load_vector(shape, scratch.partial, r * lanes_of(shape)))
+        store_vector(scratch.partial, r * lanes_of(shape), zero_vector(shape))
+
+
+# T[q] for the rows of a task, and da where there are gradients
+@jit
+def last_forward(shape, cell, inputs, start, tiles, chunk, scratch):
+    layer = inputs.layers[inputs.layers.shape[0] - 1]
+    rows, width, lanes, capacity = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size
+    count, stride, panels = layer[INPUTS], capacity * width, inputs.x.shape[1] // width
+    length = block_length(shape, count)
+    for row in range(start, start + tiles * rows):
+        chunk.errors[row] = 0
+    for p in range(panels):
+        panel = layer[PANELS] + p * (count + 1) * width
+        for begin in range(0, max(count, 1), length):
+            end = min(begin + length, count)
+            for t in range(tiles):
+                row = start + t * rows
+                if begin == 0:
+                    a = repeat_row(shape, load_row(shape, chunk.weights, panel + count * width))
+                else:
+                    a = load_tile(shape, scratch.sums, t * rows * width)
+                left = layer[LEFT] + row * width
+                a = add_product(shape, a, chunk.values, left, stride, begin, end, chunk.weights, panel)
+                if end < count:
+                    store_tile(scratch.sums, t * rows * width, a)
+                else:
+                    beside = (p * capacity + row) * width
+                    place = layer[OUTPUT] + beside
+                    errors = row_sums(
+                        cell_vector, a, (shape, cell, inputs, chunk, row, p * width, place, beside)
+                    )
+                    accumulate(scratch.partial, t * rows * lanes, errors)
+        if p % PANELS_OF_A_SUM == PANELS_OF_A_SUM - 1 or p == panels - 1:
+            flush_errors(shape, start, tiles, chunk, scratch)
+
+
+@inline
+def slope_vector(dh, r, c, shape, chunk, place):
+    at = place + r * width_of(shape) + c * lanes_of(shape)
+    da = dh * load_vector(shape, chunk.values, at)
+    store_vector(chunk.values, at, da)
+    return da
+
+
+# dh = da W;   da of the layer before, in place of its slope, or dz
+@only_where(lambda cell: cell.gradient)
+@jit
+def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
+    layer = inputs.layers[index]
+    rows, width, capacity = rows_of(shape), width_of(shape), chunk.datum.size
+    count, stride = layer[OUTPUTS], capacity * width
+    length = block_length(shape, count)
+    for p in range(-(-layer[INPUTS] // width)):
+        panel = layer[TRANSPOSED] + p * count * width
+        for begin in range(0, max(count, 1), length):
+            end = min(begin + length, count)
+            for t in range(tiles):
+                row = start + t * rows
+                dh = zero_tile(shape) if begin == 0 else load_tile(shape, scratch.sums, t * rows * width)
+                left = layer[OUTPUT] + row * width
+                dh = add_product(shape, dh, chunk.values, left, stride, begin, end, chunk.weights, panel)
+                place = (p * capacity + row) * width
+                if end < count:
+                    store_tile(scratch.sums, t * rows * width, dh)
+                elif index == 0:
+                    store_tile(chunk.dz, place, dh)
+                else:
+                    map_tile(slope_vector, dh, (shape, chunk, inputs.layers[index - 1][OUTPUT] + place))
+
+
+# dW^T += sum_q g h^T da,   dc += sum_q g da, for one panel of outputs
+@only_where(lambda cell: cell.gradient)
+@jit
+def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
+    rows, width, lanes, stride = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size * width_of(shape)
+    inputs, right = layer[INPUTS], layer[OUTPUT] + p * stride
+    total = layer[TOTAL] + p * (inputs + 1) * width
+    for k in range(0, inputs, rows):
+        apart = columns_apart(shape, k, inputs - 1, stride)
+        dw = zero_tile(shape)
+        for row in range(count):
+            at = row * width
+            dw = outer_add(dw, chunk.values, layer[LEFT] + at, apart, load_row(shape, chunk.values, right + at))
+        store_tile(scratch.sums, 0, dw)
+        for r in range(min(rows, inputs - k)):
+            for j in range(width):
+                totals.layers[total + (k + r) * width + j] += scratch.sums[0, r, j]
+    for c in range(0, width, lanes):
+        dc = zero_vector(shape)
+        for row in range(count):
+            dc = dc + load_vector(shape, chunk.values, right + row * width + c) * chunk.g[row]
+        store_vector(scratch.sums, c, dc)
+    for j in range(width):
+        totals.layers[total + inputs * width + j] += scratch.sums[0, 0, j]
+
+
+# dx[b] += sum_q g dx[q],   dw[b] += sum_q g t[q],   for one panel of pixels
+@only_where(lambda cell: cell.gradient and cell.weighted)
+@jit
+def pixel_gradient(shape, cell, p, count, chunk, total, of_rows, shared):
+    width = width_of(shape)
+    for row in range(count):
+        b, g = 0 if shared else chunk.datum[row], np.float64(chunk.g[row])
+        for j in range(width):
+            total[b, p * width + j] += g * of_rows[p, row, j]

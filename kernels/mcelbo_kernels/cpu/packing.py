@@ -1,0 +1,85 @@
+"""Weights into panels before a pass, and gradients out of them after it: tasks of one panel each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from mcelbo_kernels._compile import jit
+from mcelbo_kernels.cpu.buffers import (
+    BIAS,
+    BIAS_GRADIENT,
+    INPUTS,
+    OUTPUTS,
+    PANELS,
+    TOTAL,
+    TRANSPOSED,
+    WEIGHT,
+    WEIGHT_GRADIENT,
+)
+from mcelbo_kernels.cpu.cell import only_where
+from mcelbo_kernels.cpu.shape import width_of
+
+
+@intrinsic
+def array_at(typing: Any, like: Any, address: Any) -> Any:
+    """Return an array of the type of `like` whose data begin at `address`, and whose size nobody knows."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(like)(context, builder, arguments[0])
+        array.data = builder.inttoptr(arguments[1], array.data.type)
+        array.meminfo = array.meminfo.type(None)  # nobody's memory, so that nobody counts references
+        return array._getvalue()
+
+    return like(like, types.intp), code
+
+
+# panel[k, j] = W[first + j, k],   panel[I, j] = c[first + j]
+@jit
+def pack_outputs(shape, layer, p, weights):
+    width, inputs, outputs = width_of(shape), layer[INPUTS], layer[OUTPUTS]
+    weight, bias = array_at(weights, layer[WEIGHT]), array_at(weights, layer[BIAS])
+    panel = layer[PANELS] + p * (inputs + 1) * width
+    for j in range(width):
+        o = p * width + j
+        if o < outputs:
+            for k in range(inputs):
+                weights[panel + k * width + j] = weight[o * inputs + k]
+            weights[panel + inputs * width + j] = bias[o]
+        else:
+            for k in range(inputs + 1):
+                weights[panel + k * width + j] = 0
+
+
+# panel[o, j] = W[o, first + j]
+@only_where(lambda cell: cell.gradient)
+@jit
+def pack_inputs(shape, cell, layer, p, weights):
+    width, inputs = width_of(shape), layer[INPUTS]
+    weight = array_at(weights, layer[WEIGHT])
+    panel = layer[TRANSPOSED] + p * layer[OUTPUTS] * width
+    there = min(width, inputs - p * width)
+    for o in range(layer[OUTPUTS]):
+        for j in range(there):
+            weights[panel + o * width + j] = weight[o * inputs + p * width + j]
+        for j in range(there, width):
+            weights[panel + o * width + j] = 0
+
+
+# dW[first + j, k] = scale panel[k, j],   dc[first + j] = scale panel[I, j]
+@only_where(lambda cell: cell.gradient)
+@jit
+def unpack_gradient(shape, cell, layer, p, weights, totals, scale):
+    width, inputs = width_of(shape), layer[INPUTS]
+    panel = layer[TOTAL] + p * (inputs + 1) * width
+    for j in range(min(width, layer[OUTPUTS] - p * width)):
+        o = p * width + j
+        if layer[WEIGHT_GRADIENT]:
+            dw = array_at(weights, layer[WEIGHT_GRADIENT])
+            for k in range(inputs):
+                dw[o * inputs + k] = totals.layers[panel + k * width + j] * scale
+        if layer[BIAS_GRADIENT]:
+            array_at(weights, layer[BIAS_GRADIENT])[o] = totals.layers[panel + inputs * width + j] * scale
