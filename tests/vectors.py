@@ -9,7 +9,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mcelbo_kernels.cpu.tile import host_shape, lanes_of, load_vector, store_vector
+from mcelbo_kernels.cpu.shape import host_shape, lanes_of
+from mcelbo_kernels.cpu.tile import load_vector, store_vector
 
 Array = NDArray[Any]
 

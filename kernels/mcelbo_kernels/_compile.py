@@ -27,14 +27,14 @@ from numba.misc.appdirs import AppDirs
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-OPTIONS = {"error_model": "numpy", "nogil": True}
+OPTIONS = {"error_model": "numpy", "nogil": True, "_nrt": False}
 DIGITS = 16
 OTHER_VERSIONS_KEPT = 3
 
 
 def jit(function: Function, **options: Any) -> Function:
     """Compile a kernel: no GIL, division as in NumPy, machine code kept between processes."""
-    dispatcher = numba.njit(**OPTIONS, **options)(function)
+    dispatcher = numba.njit(**OPTIONS | options)(function)
     if DIRECTORY is not None and isinstance(dispatcher, Dispatcher):
         dispatcher._cache = _KernelCache(function)  # type: ignore[attr-defined]
     return dispatcher  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ WEIGHT = 3  # address of the weight (O, I)
 BIAS = 4  # address of the bias (O,)
 PANELS = 5  # in `Chunk.weights`: (P O, I + 1, width), for each panel of outputs the weight's rows, then the bias
 TRANSPOSED = 6  # in `Chunk.weights`: (P I, O, width), for each panel of inputs the weight's columns
-LEFT = 7  # in `Chunk.values`: (P I, capacity, width), the layer's input h
+LEFT = 7  # in `Chunk.values`: (P (I + 1), capacity, width), the layer's input h, then 1 for the bias
 OUTPUT = 8  # in `Chunk.values`: (P O, capacity, width), the activation's slope, then da in its place
 TOTAL = 9  # in `Totals.layers`: (P O, I + 1, width), the gradient of PANELS; negative where nobody needs it
 WEIGHT_GRADIENT = 10  # address of the result (O, I), or 0
@@ -50,9 +50,9 @@ class Chunk(NamedTuple):
 
     datum: Array  # (capacity,) the datum that a row belongs to
     g: Array  # (capacity,) the weight of a sample
-    eps: Array  # (capacity, d)
     weights: Array  # the packed layers: the same for every chunk
     values: Array  # each layer's input and da
+    spread: Array  # (P d, capacity, width) sigma eps
     dz: Array  # (P d, capacity, width)
     dx: Array  # (P M, capacity, width)
     dw: Array  # (P M, capacity, width)
@@ -62,7 +62,8 @@ class Chunk(NamedTuple):
 class Scratch(NamedTuple):
     """One thread's buffers, for a task of up to `tiles` tiles."""
 
-    sums: Array  # (tiles, rows, width): unfinished products
+    eps: Array  # (tiles rows, d)
+    sums: Array  # (1, rows, width): one tile's results
     partial: Array  # (tiles, rows, lanes): errors, lane by lane
 
 

@@ -34,10 +34,12 @@ from mcelbo_kernels.cpu.board import (
 )
 from mcelbo_kernels.cpu.buffers import INPUTS, LEFT, OUTPUTS, TOTAL
 from mcelbo_kernels.cpu.cell import has_gradient
-from mcelbo_kernels.cpu.layers import backward, hidden_forward, last_forward, pixel_gradient, weight_gradient
+from mcelbo_kernels.cpu.layers import append_one, backward, hidden_forward, last_forward, pixel_gradient, weight_gradient
 from mcelbo_kernels.cpu.noise import copy, fill
 from mcelbo_kernels.cpu.packing import pack_inputs, pack_outputs, unpack_gradient
-from mcelbo_kernels.cpu.shape import rows_of, width_of
+from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
+from mcelbo_kernels.cpu.tile import load_vector, store_vector, zero_vector
+from mcelbo_kernels.numerics.lanes import fma
 
 
 @inline
@@ -45,43 +47,46 @@ def panels_of(shape, columns):
     return -(-columns // width_of(shape))
 
 
-# z[q] = mu[b] + sigma[b] eps[b, i],   q = b n + i
+# z[q] = mu[b] + s[q],   s[q] = sigma[b] eps[b, i],   q = b n + i
 @jit
-def draw(shape, inputs, first, start, stop, chunk):
-    n, d = inputs.num_samples, inputs.mu.shape[1]
+def draw(shape, inputs, first, start, stop, chunk, scratch):
+    n, d, width = inputs.num_samples, inputs.mu.shape[1], width_of(shape)
     seed, antithetic, datum_offset, sample_offset = inputs.key
-    width, capacity, place = width_of(shape), chunk.datum.size, inputs.layers[0, LEFT]
+    stride = chunk.datum.size * width
+    padding = -(-stop // rows_of(shape)) * rows_of(shape) - stop
     row = start
     while row < stop:
         b, i = (first + row) // n, (first + row) % n
         run = min(n - i, stop - row)
-        eps = chunk.eps[row : row + run]
         if not inputs.eps.size:
-            fill(seed, antithetic, datum_offset + b, sample_offset + i, run, eps)
+            fill(seed, antithetic, datum_offset + b, sample_offset + i, run, scratch.eps)
         for r in range(run):
             chunk.datum[row + r] = b
             if inputs.upstream.size:
                 chunk.g[row + r] = inputs.upstream[b, i + r]
             if inputs.eps.size:
-                copy(inputs.eps[b, i + r], eps[r])
+                copy(inputs.eps[b, i + r], scratch.eps[r])
             for begin in range(0, d, width):
-                z = place + (begin // width * capacity + row + r) * width
+                place = begin // width * stride + (row + r) * width
                 for k in range(begin, min(begin + width, d)):
-                    chunk.values[z + k - begin] = inputs.mu[b, k] + inputs.sigma[b, k] * eps[r, k]
+                    spread = inputs.sigma[b, k] * scratch.eps[r, k]
+                    chunk.spread[begin // width, row + r, k - begin] = spread
+                    chunk.values[inputs.layers[0, LEFT] + place + k - begin] = inputs.mu[b, k] + spread
         row += run
     # the last tile's missing rows are computed on zeros and the last datum's pixels, and left out of every sum
-    for q in range(stop, -(-stop // rows_of(shape)) * rows_of(shape)):
+    for q in range(stop, stop + padding):
         chunk.datum[q] = chunk.datum[stop - 1]
         for k in range(d):
-            chunk.values[place + (k // width * capacity + q) * width + k % width] = 0
+            chunk.values[inputs.layers[0, LEFT] + k // width * stride + q * width + k % width] = 0
+    append_one(shape, inputs.layers[0], start, (stop + padding - start) // rows_of(shape), chunk)
 
 
-# moments of T[b, i] about the first;   dmu[b] += g dz[q],   dlogvar[b] += g dz[q] eps sigma / 2
-@jit
-def reduce_rows(shape, inputs, first, count, chunk, totals):
-    d, n, width = inputs.mu.shape[1], inputs.num_samples, width_of(shape)
+# moments of T[b, i] about the first
+@inline
+def add_errors(inputs, first, count, chunk, totals):
+    n = inputs.num_samples
     for row in range(count):
-        b, g, error = chunk.datum[row], np.float64(chunk.g[row]), chunk.errors[row]
+        b, error = chunk.datum[row], chunk.errors[row]
         if totals.errors.size:
             totals.errors[first + row] = error
         if (first + row) % n == 0:
@@ -89,11 +94,36 @@ def reduce_rows(shape, inputs, first, count, chunk, totals):
         shifted = error - totals.moments[b, 0]
         totals.moments[b, 1] += shifted
         totals.moments[b, 2] += shifted * shifted
-        if totals.mu.size:
-            for k in range(d):
-                dz = g * chunk.dz[k // width, row, k % width]
-                totals.mu[b, k] += dz
-                totals.logvar[b, k] += dz * chunk.eps[row, k] * inputs.sigma[b, k] * 0.5
+
+
+# dmu[b] += sum_q g dz[q],   dlogvar[b] += sum_q g dz[q] s[q] / 2,   for the rows of one datum
+@inline
+def add_latent_gradient(shape, b, start, stop, chunk, scratch, totals):
+    d, width, lanes = totals.mu.shape[1], width_of(shape), lanes_of(shape)
+    for begin in range(0, d, lanes):
+        panel, place = begin // width * chunk.datum.size * width, begin % width
+        mean = variance = zero_vector(shape)
+        for row in range(start, stop):
+            at = panel + row * width + place
+            dz = load_vector(shape, chunk.dz, at) * chunk.g[row]
+            mean = mean + dz
+            variance = fma(dz, load_vector(shape, chunk.spread, at), variance)
+        store_vector(scratch.sums, 0, mean)
+        store_vector(scratch.sums, lanes, variance)
+        for k in range(min(lanes, d - begin)):
+            totals.mu[b, begin + k] += scratch.sums[0, 0, k]
+            totals.logvar[b, begin + k] += scratch.sums[0, 0, lanes + k] * 0.5
+
+
+@jit
+def reduce_rows(shape, inputs, first, count, chunk, scratch, totals):
+    add_errors(inputs, first, count, chunk, totals)
+    if totals.mu.size:
+        row = 0
+        while row < count:
+            stop = min(count, row + inputs.num_samples - (first + row) % inputs.num_samples)
+            add_latent_gradient(shape, chunk.datum[row], row, stop, chunk, scratch, totals)
+            row = stop
 
 
 # h *= g, once the rows' own gradients are done with it
@@ -102,7 +132,7 @@ def scale_rows(shape, inputs, start, stop, chunk):
     width = width_of(shape)
     for index in range(inputs.layers.shape[0]):
         layer = inputs.layers[index]
-        for p in range(panels_of(shape, layer[INPUTS])):
+        for p in range(panels_of(shape, layer[INPUTS] + 1)):
             for row in range(start, stop):
                 place = layer[LEFT] + (p * chunk.datum.size + row) * width
                 for k in range(width):
@@ -111,7 +141,7 @@ def scale_rows(shape, inputs, start, stop, chunk):
 
 @part
 def row_task(shape, cell, inputs, first, start, stop, chunk, scratch):
-    draw(shape, inputs, first, start, stop, chunk)
+    draw(shape, inputs, first, start, stop, chunk, scratch)
     tiles, last = -(-(stop - start) // rows_of(shape)), inputs.layers.shape[0] - 1
     for index in range(last):
         hidden_forward(shape, cell, inputs, index, start, tiles, chunk, scratch)
@@ -184,7 +214,7 @@ def count_panels(shape, inputs, both):
 @jit
 def work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads):
     """Take rows begin to end, chunk by chunk, and add up `totals`: all of it as leader, or what is left to take."""
-    capacity, rows = chunk.datum.size, rows_of(shape) * scratch.sums.shape[0]
+    capacity, rows = chunk.datum.size, rows_of(shape) * scratch.partial.shape[0]
     total = inputs.mu.shape[0] * inputs.num_samples
     packing = count_panels(shape, inputs, has_gradient(cell)) if begin == 0 else 0
     panels = count_panels(shape, inputs, False) if has_gradient(cell) else 0
@@ -217,7 +247,7 @@ def work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads):
                 start, stop = task * rows, min((task + 1) * rows, count)
                 row_task(shape, cell, inputs, first, start, stop, chunk, scratch)
             elif task == 0:
-                reduce_rows(shape, inputs, first, count, chunk, totals)
+                reduce_rows(shape, inputs, first, count, chunk, scratch, totals)
             else:
                 panel_task(shape, cell, inputs, task - 1, count, chunk, scratch, totals)
             atomic_add(board, DONE, 1)

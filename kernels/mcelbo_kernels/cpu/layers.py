@@ -17,10 +17,10 @@ from mcelbo_kernels.cpu.tile import (
     accumulate,
     columns_apart,
     load_row,
-    load_tile,
     load_vector,
     map_tile,
     outer_add,
+    panel_add,
     repeat_row,
     row_sums,
     rows_apart,
@@ -31,30 +31,30 @@ from mcelbo_kernels.cpu.tile import (
 )
 from mcelbo_kernels.numerics.lanes import constant, equal, select, sum_of_lanes
 
-# A product's sum is taken over blocks of so many columns: so much of a panel stays in the nearest cache while the tiles
-# of a task go by.
-COLUMNS_OF_A_BLOCK = 256
 # A row's squared errors are summed in the problem's precision for so many panels, then added to a float64 total.
 PANELS_OF_A_SUM = 64
 
 
+# tile + sum_k left[:, k] panel[k] over `count` columns
 @inline
-def block_length(shape, columns):
-    """Return a length for equal blocks of whole panels."""
-    blocks = -(-columns // COLUMNS_OF_A_BLOCK)
-    return max(1, -(-columns // (blocks * width_of(shape)))) * width_of(shape) if columns else 1
-
-
-# tile + sum_k left[:, k] panel[k] over the columns `begin` to `end`
-@inline
-def add_product(shape, tile, left, start, stride, begin, end, panels, panel):
+def add_product(shape, tile, left, start, stride, count, panels, panel):
     width = width_of(shape)
-    apart = rows_apart(shape, width)
-    for first in range(begin, end, width):
-        place = start + first // width * stride
-        for k in range(first, min(first + width, end)):
-            tile = outer_add(tile, left, place + k - first, apart, load_row(shape, panels, panel + k * width))
+    apart, whole = rows_apart(shape, width), count // width * width
+    for k in range(0, whole, width):
+        tile = panel_add(shape, tile, left, start, apart, panels, panel + k * width)
+        start += stride
+    for k in range(count - whole):
+        tile = outer_add(shape, tile, left, start + k, apart, panels, panel + (whole + k) * width)
     return tile
+
+
+# the column behind a layer's input, by which its bias is multiplied
+@inline
+def append_one(shape, layer, start, tiles, chunk):
+    width, column = width_of(shape), layer[INPUTS]
+    place = layer[LEFT] + (column // width * chunk.datum.size + start) * width + column % width
+    for row in range(tiles * rows_of(shape)):
+        chunk.values[place + row * width] = 1
 
 
 @inline
@@ -73,29 +73,16 @@ def hidden_forward(shape, cell, inputs, index, start, tiles, chunk, scratch):
     layer, after = inputs.layers[index], inputs.layers[index + 1]
     rows, width, lanes, capacity = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size
     count, stride, parameter = layer[INPUTS], capacity * width, inputs.parameters[index]
-    length = block_length(shape, count)
     for p in range(-(-layer[OUTPUTS] // width)):
         panel = layer[PANELS] + p * (count + 1) * width
-        for begin in range(0, max(count, 1), length):
-            end = min(begin + length, count)
-            for t in range(tiles):
-                row = start + t * rows
-                if begin == 0:
-                    a = repeat_row(shape, load_row(shape, chunk.weights, panel + count * width))
-                else:
-                    a = load_tile(shape, scratch.sums, t * rows * width)
-                left = layer[LEFT] + row * width
-                a = add_product(shape, a, chunk.values, left, stride, begin, end, chunk.weights, panel)
-                if end < count:
-                    store_tile(scratch.sums, t * rows * width, a)
-                else:
-                    place = (p * capacity + row) * width
-                    target, slope = after[LEFT] + place, layer[OUTPUT] + place
-                    map_tile(
-                        hidden_vector,
-                        a,
-                        (cell, chunk, layer[ACTIVATION], parameter, target, slope, lanes, width),
-                    )
+        for t in range(tiles):
+            row = start + t * rows
+            a = repeat_row(shape, load_row(shape, chunk.weights, panel + count * width))
+            a = add_product(shape, a, chunk.values, layer[LEFT] + row * width, stride, count, chunk.weights, panel)
+            place = (p * capacity + row) * width
+            target, slope = after[LEFT] + place, layer[OUTPUT] + place
+            map_tile(hidden_vector, a, (cell, chunk, layer[ACTIVATION], parameter, target, slope, lanes, width))
+    append_one(shape, after, start, tiles, chunk)
 
 
 # t = cell(a, x) w;   da = w dt/da, dx = w dt/dx, dw = t
@@ -135,30 +122,17 @@ def last_forward(shape, cell, inputs, start, tiles, chunk, scratch):
     layer = inputs.layers[inputs.layers.shape[0] - 1]
     rows, width, lanes, capacity = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size
     count, stride, panels = layer[INPUTS], capacity * width, inputs.x.shape[1] // width
-    length = block_length(shape, count)
     for row in range(start, start + tiles * rows):
         chunk.errors[row] = 0
     for p in range(panels):
         panel = layer[PANELS] + p * (count + 1) * width
-        for begin in range(0, max(count, 1), length):
-            end = min(begin + length, count)
-            for t in range(tiles):
-                row = start + t * rows
-                if begin == 0:
-                    a = repeat_row(shape, load_row(shape, chunk.weights, panel + count * width))
-                else:
-                    a = load_tile(shape, scratch.sums, t * rows * width)
-                left = layer[LEFT] + row * width
-                a = add_product(shape, a, chunk.values, left, stride, begin, end, chunk.weights, panel)
-                if end < count:
-                    store_tile(scratch.sums, t * rows * width, a)
-                else:
-                    beside = (p * capacity + row) * width
-                    place = layer[OUTPUT] + beside
-                    errors = row_sums(
-                        cell_vector, a, (shape, cell, inputs, chunk, row, p * width, place, beside)
-                    )
-                    accumulate(scratch.partial, t * rows * lanes, errors)
+        for t in range(tiles):
+            row = start + t * rows
+            a = repeat_row(shape, load_row(shape, chunk.weights, panel + count * width))
+            a = add_product(shape, a, chunk.values, layer[LEFT] + row * width, stride, count, chunk.weights, panel)
+            beside = (p * capacity + row) * width
+            errors = row_sums(cell_vector, a, (shape, cell, inputs, chunk, row, p * width, layer[OUTPUT] + beside, beside))
+            accumulate(scratch.partial, t * rows * lanes, errors)
         if p % PANELS_OF_A_SUM == PANELS_OF_A_SUM - 1 or p == panels - 1:
             flush_errors(shape, start, tiles, chunk, scratch)
 
@@ -178,49 +152,36 @@ def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
     layer = inputs.layers[index]
     rows, width, capacity = rows_of(shape), width_of(shape), chunk.datum.size
     count, stride = layer[OUTPUTS], capacity * width
-    length = block_length(shape, count)
     for p in range(-(-layer[INPUTS] // width)):
         panel = layer[TRANSPOSED] + p * count * width
-        for begin in range(0, max(count, 1), length):
-            end = min(begin + length, count)
-            for t in range(tiles):
-                row = start + t * rows
-                dh = zero_tile(shape) if begin == 0 else load_tile(shape, scratch.sums, t * rows * width)
-                left = layer[OUTPUT] + row * width
-                dh = add_product(shape, dh, chunk.values, left, stride, begin, end, chunk.weights, panel)
-                place = (p * capacity + row) * width
-                if end < count:
-                    store_tile(scratch.sums, t * rows * width, dh)
-                elif index == 0:
-                    store_tile(chunk.dz, place, dh)
-                else:
-                    map_tile(slope_vector, dh, (shape, chunk, inputs.layers[index - 1][OUTPUT] + place))
+        for t in range(tiles):
+            row = start + t * rows
+            dh = zero_tile(shape)
+            dh = add_product(shape, dh, chunk.values, layer[OUTPUT] + row * width, stride, count, chunk.weights, panel)
+            place = (p * capacity + row) * width
+            if index == 0:
+                store_tile(chunk.dz, place, dh)
+            else:
+                map_tile(slope_vector, dh, (shape, chunk, inputs.layers[index - 1][OUTPUT] + place))
 
 
-# dW^T += sum_q g h^T da,   dc += sum_q g da, for one panel of outputs
+# dW^T += sum_q g h^T da, and with the column of ones dc += sum_q g da, for one panel of outputs
 @only_where(lambda cell: cell.gradient)
 @jit
 def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
     rows, width, lanes, stride = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size * width_of(shape)
     inputs, right = layer[INPUTS], layer[OUTPUT] + p * stride
     total = layer[TOTAL] + p * (inputs + 1) * width
-    for k in range(0, inputs, rows):
-        apart = columns_apart(shape, k, inputs - 1, stride)
+    for k in range(0, inputs + 1, rows):
+        apart = columns_apart(shape, k, inputs, stride)
         dw = zero_tile(shape)
         for row in range(count):
             at = row * width
-            dw = outer_add(dw, chunk.values, layer[LEFT] + at, apart, load_row(shape, chunk.values, right + at))
+            dw = outer_add(shape, dw, chunk.values, layer[LEFT] + at, apart, chunk.values, right + at)
         store_tile(scratch.sums, 0, dw)
-        for r in range(min(rows, inputs - k)):
+        for r in range(min(rows, inputs + 1 - k)):
             for j in range(width):
                 totals.layers[total + (k + r) * width + j] += scratch.sums[0, r, j]
-    for c in range(0, width, lanes):
-        dc = zero_vector(shape)
-        for row in range(count):
-            dc = dc + load_vector(shape, chunk.values, right + row * width + c) * chunk.g[row]
-        store_vector(scratch.sums, c, dc)
-    for j in range(width):
-        totals.layers[total + inputs * width + j] += scratch.sums[0, 0, j]
 
 
 # dx[b] += sum_q g dx[q],   dw[b] += sum_q g t[q],   for one panel of pixels

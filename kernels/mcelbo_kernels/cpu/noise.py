@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ TWO, THREE = np.uint64(2), np.uint64(3)
 NONE, ALL = np.uint64(0), np.uint64(2**64 - 1)
 
 
-@jit
+@partial(jit, _nrt=True)
 def fill(seed: int, antithetic: bool, datum: int, first: int, count: int, out: Any) -> None:
     """Write eps of one datum, samples first to first + count - 1 and all latents, into out (count or more, d).
 

@@ -45,22 +45,27 @@ def lay_out(problem: Problem, need: Need, shape: Shape) -> Layout:
     weighted = problem.weight is not None or need.x or problem.x.shape[1] % shape.width > 0
     gradient = any((need.x, need.weight, need.mu, need.logvar)) or any(map(any, need.layers))
     cell = Cell(output, tuple(dict.fromkeys(hidden)), gradient, weighted)
-    columns = [tuple(-(-size // shape.width) * shape.width for size in layer.weight.shape) for layer in problem.layers]
+
+    def round_up(size: int) -> int:
+        return -(-size // shape.width) * shape.width
+
+    sizes = [layer.weight.shape for layer in problem.layers]
+    columns = [(round_up(outputs), round_up(inputs + 1)) for outputs, inputs in sizes]
     of_a_row = sum(inputs + gradient * outputs for outputs, inputs in columns)
-    beside = columns[0][1] + (need.x + need.weight) * columns[-1][0]
+    beside = 2 * columns[0][1] + (need.x + need.weight) * columns[-1][0]
     capacity = rows_of_a_chunk(problem, of_a_row + beside, shape)
     table = np.zeros((len(problem.layers), buffers.FIELDS), np.int64)
     weights = values = totals = 0
-    for row, layer, (outputs, inputs), needed in zip(table, problem.layers, columns, need.layers, strict=True):
-        row[buffers.OUTPUTS], row[buffers.INPUTS] = layer.weight.shape
-        row[buffers.PANELS], weights = weights, weights + outputs * (layer.weight.shape[1] + 1)
+    for row, size, (outputs, inputs), needed in zip(table, sizes, columns, need.layers, strict=True):
+        row[buffers.OUTPUTS], row[buffers.INPUTS] = size
+        row[buffers.PANELS], weights = weights, weights + outputs * (size[1] + 1)
         row[buffers.LEFT], values = values, values + inputs * capacity
         row[buffers.TOTAL] = -1
         if gradient:
-            row[buffers.TRANSPOSED], weights = weights, weights + inputs * layer.weight.shape[0]
+            row[buffers.TRANSPOSED], weights = weights, weights + inputs * size[0]
             row[buffers.OUTPUT], values = values, values + outputs * capacity
         if any(needed):
-            row[buffers.TOTAL], totals = totals, totals + outputs * (layer.weight.shape[1] + 1)
+            row[buffers.TOTAL], totals = totals, totals + outputs * (size[1] + 1)
     for row, name in zip(table, hidden, strict=False):
         row[buffers.ACTIVATION] = cell.hidden.index(name)
     tiles = max(1, min(TILES_OF_A_TASK, capacity // (shape.rows * TASKS_OF_A_CHUNK)))
@@ -131,25 +136,30 @@ def chunk_buffers(layout: Layout, inputs: Inputs, need: Need) -> Chunk:
     latent, pixels, real = inputs.mu.shape[1], inputs.x.shape[1], inputs.x.dtype
     capacity, width = layout.capacity, layout.shape.width
     nothing, of_pixels = (0, 0, 0), (pixels // width, capacity, width)
+    of_latents = (-(-latent // width), capacity, width)
     return Chunk(
         datum=np.zeros(capacity, np.int64),
         g=np.ones(capacity, real),
-        eps=aligned((capacity, latent), real),
         weights=aligned((layout.weights,), real),
         values=aligned((layout.values,), real),
-        dz=aligned((-(-latent // width), capacity, width) if inputs.lowest < 0 else nothing, real),
+        spread=aligned(of_latents, real),
+        dz=aligned(of_latents if inputs.lowest < 0 else nothing, real),
         dx=aligned(of_pixels if need.x else nothing, real),
         dw=aligned(of_pixels if need.weight else nothing, real),
         errors=np.zeros(capacity),
     )
 
 
-def thread_buffers(layout: Layout, real: DTypeLike) -> Scratch:
+def thread_buffers(layout: Layout, inputs: Inputs) -> Scratch:
     """Allocate the buffers of one thread."""
-    shape = layout.shape
+    shape, real = layout.shape, inputs.x.dtype
     partial = aligned((layout.tiles, shape.rows, shape.lanes), real)
     partial.fill(0)
-    return Scratch(aligned((layout.tiles, shape.rows, shape.width), real), partial)
+    return Scratch(
+        eps=aligned((layout.tiles * shape.rows, inputs.mu.shape[1]), real),
+        sums=aligned((1, shape.rows, shape.width), real),
+        partial=partial,
+    )
 
 
 def empty_totals(layout: Layout, inputs: Inputs, need: Need, errors: Array) -> Totals:

@@ -147,7 +147,7 @@ def share(
     board, shape, cell = new_board(), layout.shape, layout.cell
 
     def take_part(leads: bool) -> None:
-        scratch = thread_buffers(layout, inputs.x.dtype)
+        scratch = thread_buffers(layout, inputs)
         work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads)
 
     try:

@@ -6,11 +6,25 @@ below the rounding of the precision that it serves. The errors of the functions 
 
 from __future__ import annotations
 
+from numba import types
+from numba.extending import overload
+
 from mcelbo_kernels._compile import inline
-from mcelbo_kernels.numerics.lanes import absolute, by_precision, constant, fma, less, polynomial, power_of_two, select
+from mcelbo_kernels.numerics.lanes import (
+    absolute,
+    by_precision,
+    constant,
+    fma,
+    less,
+    polynomial,
+    power_of_two,
+    real_of,
+    select,
+)
 
 LOG2_E = 1.4426950408889634
 # ln 2 in two parts: k times the first is exact for every exponent k
+LN2 = 0.6931471805599453
 LN2_HIGH_32, LN2_LOW_32 = 0.693145751953125, 1.42860682030941723212e-6
 LN2_HIGH_64, LN2_LOW_64 = 0.6931471803691238, 1.9082149292705877e-10
 # 1.5 * 2^p, p the mantissa's bits: adding it rounds to an integer, which then stands in the lowest bits
@@ -19,7 +33,12 @@ SHIFT_32, SHIFT_64 = 12582912.0, 6755399441055744.0
 LARGEST_32, SMALLEST_32 = 88.37, -87.33
 LARGEST_64, SMALLEST_64 = 709.43, -708.39
 
-# e^r on |r| <= ln(2)/2: relative error 8e-9 and 2e-19
+# where 2^k becomes 0 and infinity, k = round(-x / ln 2)
+SIGMOID_LARGEST_32, SIGMOID_SMALLEST_32 = 88.0, -88.8
+SIGMOID_LARGEST_64, SIGMOID_SMALLEST_64 = 709.0, -709.9
+
+# e^r on |r| <= ln(2)/2: relative error 1e-7 (minimax with the last two fixed), 8e-9 and 2e-19
+EXP_32_SHORT = (0.00831249, 0.04189033, 0.16667115, 0.4999923, 1.0, 1.0)
 EXP_32 = (0.0013926183587713494, 0.008363179052722578, 0.041666554617204574, 0.16666576989698775, 0.5, 1.0, 1.0)
 EXP_64 = (
     2.0914686968086876e-09,
@@ -162,11 +181,31 @@ def expm1(x):
     return (t + t) / (constant(x, 1.0) - t)
 
 
+def residue(x, k):
+    """Return x + k ln 2."""
+
+
+@overload(residue, jit_options={"forceinline": True})
+def residue_by_precision(x, k):
+    """One constant is near enough for the 8 bits of k in float32; in float64 the rest of it is needed too."""
+    if real_of(x) == types.float32:
+        return lambda x, k: fma(k, LN2, x)
+    return lambda x, k: fma(k, LN2_LOW_64, fma(k, LN2_HIGH_64, x))
+
+
 @inline
 def sigmoid(x):
-    """1 / (1 + e^-x)."""
+    """1 / (1 + e^-x), e^-x = 2^k e^r with k = round(-x / ln 2); x is held where 2^k runs from 0 to infinity."""
+    highest = constant(x, by_precision(x, SIGMOID_LARGEST_32, SIGMOID_LARGEST_64))
+    lowest = constant(x, by_precision(x, SIGMOID_SMALLEST_32, SIGMOID_SMALLEST_64))
+    # the bound comes first, so that NaN is kept in
+    x = select(less(highest, x), highest, x)
+    x = select(less(x, lowest), lowest, x)
+    shift = by_precision(x, SHIFT_32, SHIFT_64)
+    shifted = fma(x, -LOG2_E, shift)
+    r = residue(x, shifted - constant(x, shift))
     one = constant(x, 1.0)
-    return one / (one + exp(-x))
+    return one / fma(polynomial(-r, by_precision(x, EXP_32_SHORT, EXP_64)), power_of_two(shifted), one)
 
 
 @inline
