@@ -34,7 +34,14 @@ from mcelbo_kernels.cpu.board import (
 )
 from mcelbo_kernels.cpu.buffers import INPUTS, LEFT, OUTPUTS, TOTAL
 from mcelbo_kernels.cpu.cell import has_gradient
-from mcelbo_kernels.cpu.layers import append_one, backward, hidden_forward, last_forward, pixel_gradient, weight_gradient
+from mcelbo_kernels.cpu.layers import (
+    append_one,
+    backward,
+    hidden_forward,
+    last_forward,
+    pixel_gradient,
+    weight_gradient,
+)
 from mcelbo_kernels.cpu.noise import copy, fill
 from mcelbo_kernels.cpu.packing import pack_inputs, pack_outputs, unpack_gradient
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
@@ -165,9 +172,7 @@ def panel_task(shape, cell, inputs, task, count, chunk, scratch, totals):
                 if totals.x.size:
                     pixel_gradient(shape, cell, task, count, chunk, totals.x, chunk.dx, False)
                 if totals.weight.size:
-                    pixel_gradient(
-                        shape, cell, task, count, chunk, totals.weight, chunk.dw, inputs.weight_stride == 0
-                    )
+                    pixel_gradient(shape, cell, task, count, chunk, totals.weight, chunk.dw, inputs.weight_stride == 0)
             return
         task -= panels
 

@@ -1,8 +1,8 @@
 """The products of a pass, layer by layer, over the tiles of one task and over the panels of one weight gradient.
 
-    forward     a = h W^T + c,  then h' = f(a) and f'(a);  of the last layer t and da = dt/da
-    backward    dh = da W,  da of the layer before = dh f'(a);  of the first layer dz
-    weights     dW^T = h^T da,  dc = sum da, rows in order
+forward     a = h W^T + c,  then h' = f(a) and f'(a);  of the last layer t and da = dt/da
+backward    dh = da W,  da of the layer before = dh f'(a);  of the first layer dz
+weights     dW^T = h^T da,  dc = sum da, rows in order
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from mcelbo_kernels.cpu.buffers import ACTIVATION, INPUTS, LEFT, OUTPUT, OUTPUTS
 from mcelbo_kernels.cpu.cell import activate, evaluate, has_gradient, is_weighted, only_where
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
 from mcelbo_kernels.cpu.tile import (
+    ROWS_AT_ONCE,
     accumulate,
+    columns_add,
     columns_apart,
     load_row,
     load_vector,
     map_tile,
     outer_add,
-    panel_add,
     repeat_row,
     row_sums,
+    rows_add,
     rows_apart,
     store_tile,
     store_vector,
@@ -41,7 +43,7 @@ def add_product(shape, tile, left, start, stride, count, panels, panel):
     width = width_of(shape)
     apart, whole = rows_apart(shape, width), count // width * width
     for k in range(0, whole, width):
-        tile = panel_add(shape, tile, left, start, apart, panels, panel + k * width)
+        tile = columns_add(shape, tile, left, start, apart, panels, panel + k * width)
         start += stride
     for k in range(count - whole):
         tile = outer_add(shape, tile, left, start + k, apart, panels, panel + (whole + k) * width)
@@ -131,7 +133,9 @@ def last_forward(shape, cell, inputs, start, tiles, chunk, scratch):
             a = repeat_row(shape, load_row(shape, chunk.weights, panel + count * width))
             a = add_product(shape, a, chunk.values, layer[LEFT] + row * width, stride, count, chunk.weights, panel)
             beside = (p * capacity + row) * width
-            errors = row_sums(cell_vector, a, (shape, cell, inputs, chunk, row, p * width, layer[OUTPUT] + beside, beside))
+            errors = row_sums(
+                cell_vector, a, (shape, cell, inputs, chunk, row, p * width, layer[OUTPUT] + beside, beside)
+            )
             accumulate(scratch.partial, t * rows * lanes, errors)
         if p % PANELS_OF_A_SUM == PANELS_OF_A_SUM - 1 or p == panels - 1:
             flush_errors(shape, start, tiles, chunk, scratch)
@@ -175,7 +179,11 @@ def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
     for k in range(0, inputs + 1, rows):
         apart = columns_apart(shape, k, inputs, stride)
         dw = zero_tile(shape)
-        for row in range(count):
+        whole = count // ROWS_AT_ONCE * ROWS_AT_ONCE
+        for row in range(0, whole, ROWS_AT_ONCE):
+            at = row * width
+            dw = rows_add(shape, dw, chunk.values, layer[LEFT] + at, apart, chunk.values, right + at)
+        for row in range(whole, count):
             at = row * width
             dw = outer_add(shape, dw, chunk.values, layer[LEFT] + at, apart, chunk.values, right + at)
         store_tile(scratch.sums, 0, dw)

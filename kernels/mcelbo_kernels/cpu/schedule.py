@@ -140,9 +140,7 @@ def run(
     return totals, collect(problem, need, totals, found, inputs.scale)
 
 
-def share(
-    layout: Layout, inputs: Inputs, begin: int, end: int, chunk: Chunk, totals: Totals, helpers: int
-) -> None:
+def share(layout: Layout, inputs: Inputs, begin: int, end: int, chunk: Chunk, totals: Totals, helpers: int) -> None:
     """Take rows begin to end, with helpers if there are any."""
     board, shape, cell = new_board(), layout.shape, layout.cell
 
