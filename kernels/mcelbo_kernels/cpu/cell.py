@@ -8,16 +8,16 @@ from numba import types
 from numba.extending import overload
 
 from mcelbo_kernels.cpu.tile import register_static, static
-from mcelbo_kernels.numerics.activations import BY_NAME
-from mcelbo_kernels.numerics.cells import squared_error
+from mcelbo_kernels.numerics import activations, cells
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Squared error after the activation `activation`, with or without its gradient."""
+    """The cell `likelihood` after the activation `activation`, with or without its gradient."""
 
     activation: str
     gradient: bool
+    likelihood: str
 
 
 class CellType(types.Type):
@@ -37,12 +37,14 @@ def evaluate(cell, a, x, parameter):
 
 
 @overload(evaluate, jit_options={"forceinline": True})
-def evaluate_after_activation(cell, a, x, parameter):
-    """Choose the activation when the kernel is compiled."""
-    activation = BY_NAME[cell.cell.activation]
+def evaluate_by_name(cell, a, x, parameter):
+    """Choose the activation and the likelihood when the kernel is compiled."""
+    activation = activations.BY_NAME[cell.cell.activation]
+    likelihood = cells.BY_NAME[cell.cell.likelihood].cell
 
-    def squared_error_after_activation(cell, a, x, parameter):
+    def likelihood_after_activation(cell, a, x, parameter):
         y, slope = activation(a, parameter)
-        return squared_error(y, slope, x)
+        t, dy, dx = likelihood(y, x)
+        return t, dy * slope, dx
 
-    return squared_error_after_activation
+    return likelihood_after_activation

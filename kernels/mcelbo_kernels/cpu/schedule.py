@@ -134,7 +134,8 @@ def run(problem: Problem, need: Need, upstream: Array | None, errors: Array | No
     if len(problem.layers) != 1:
         raise ValueError(f"the decoder has {len(problem.layers)} layers: the fused pass takes one affine layer")
     real = problem.x.dtype
-    shape, cell = host_shape(real.name), Cell(problem.layers[0].activation.name, any(flags(need)))
+    shape = host_shape(real.name)
+    cell = Cell(problem.layers[0].activation.name, any(flags(need)), problem.cell)
     inputs = prepare(problem, shape)
     totals = empty_totals(shape, inputs, need, np.empty((0, 0), real) if errors is None else errors)
     weights = np.empty((0, 0), real) if upstream is None else contiguous(upstream.astype(real, copy=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mcelbo.anydecoder.squares import reduced
+from mcelbo.anydecoder.reduction import reduced
 from tests.any_decoders import BATCH, PIXELS, data
 
 
