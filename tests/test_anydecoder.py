@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -235,6 +236,7 @@ def test_any_stack_of_layers_on_any_shape(problem: Problem, budget: int) -> None
     eps = None if problem.draw.eps is None else torch.tensor(problem.draw.eps)
     place = {} if eps is not None else {name: getattr(problem.draw, name) for name in PLACE}
     a = prepare(twin.x, twin.mu, twin.logvar, weight=twin.weight, num_samples=n, eps=eps, **place)
+    a = replace(a, cell=problem.cell)
 
     def decoder(z: Tensor) -> Tensor:
         for layer, (w, b) in zip(problem.layers, twin.layers, strict=True):

@@ -225,9 +225,7 @@ def test_scales_that_do_not_go_with_the_data_are_named() -> None:
 def test_bernoulli_refuses_a_decoder_of_probabilities(hidden: bool) -> None:
     x, mu = torch.rand(2, 4), torch.zeros(2, 2)
     layers = [nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)] if hidden else [nn.Linear(2, 4)]
-    with pytest.raises(
-        ValueError, match=r"decoder ends in a Sigmoid: .* decoder must return logits"
-    ):
+    with pytest.raises(ValueError, match=r"decoder ends in a Sigmoid: .* decoder must return logits"):
         mcelbo.elbo(x, mu, mu, nn.Sequential(*layers, nn.Sigmoid()), num_samples=2, likelihood=Bernoulli())
 
 
