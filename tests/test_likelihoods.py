@@ -150,6 +150,23 @@ def test_a_scale_for_each_pixel_is_a_normals(decoder: str, weighted: bool, shape
     case.check(Gaussian(sigma), Normal(case.y(), shaped).log_prob(case.x[:, None]), [*case.leaves(), log_sigma])
 
 
+@pytest.mark.parametrize(
+    "likelihood", [Bernoulli(), Gaussian(torch.linspace(0.2, 1, M).double())], ids=["bernoulli", "per pixel"]
+)
+def test_the_fused_pass_and_chunks_give_the_same(likelihood: Likelihood) -> None:
+    case = Case("fused")
+    fused, layer = case.elbo(likelihood), case.decoder
+    case.decoder = nn.Sequential(nn.Identity(), layer)
+    case.decoder.register_forward_hook(lambda module, inputs, output: None)
+    assert mcelbo.explain(case.decoder).path == "any"
+    chunked = case.elbo(likelihood)
+    for one, other in zip(fused, chunked, strict=True):
+        torch.testing.assert_close(one, other)
+    found, expected = (torch.autograd.grad(out.loss, case.leaves()) for out in (fused, chunked))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @by_decoder
 def test_equal_scales_are_one(decoder: str) -> None:
     case = Case(decoder)
