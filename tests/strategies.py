@@ -78,7 +78,7 @@ def draws(draw: st.DrawFn, num_samples: int, sampler: str) -> Draw:
     )
 
 
-def _away_from_kinks(problem: Problem) -> bool:
+def away_from_kinks(problem: Problem) -> bool:
     """Whether rounding cannot move a pre-activation across a kink, where the derivative jumps."""
     mu, logvar = (a.astype(np.float64)[:, None, :] for a in (problem.mu, problem.logvar))
     z = mu + np.exp(logvar / 2) * noise(problem.draw, *problem.mu.shape)
@@ -151,7 +151,7 @@ def problems(
         weight=None if kind == "none" else laid_out(weight.astype(dtype), layout),
         cell=cell,
     )
-    assume(_away_from_kinks(problem))
+    assume(away_from_kinks(problem))
     return problem
 
 
