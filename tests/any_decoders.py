@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mcelbo.anydecoder import chunks
 from mcelbo.arguments import Arguments, prepare
 from mcelbo.sampling import draw
+from tests.torch_twin import torch_cell
 
 Decoder = Callable[[Tensor], Tensor]
 
@@ -46,10 +48,10 @@ class Data(NamedTuple):
     logvar: Tensor
     weight: Tensor
 
-    def arguments(self, num_samples: int = SAMPLES, **draw: Any) -> Arguments:
-        return prepare(
-            self.x, self.mu, self.logvar, weight=self.weight, num_samples=num_samples, **({"seed": 11} | draw)
-        )
+    def arguments(self, num_samples: int = SAMPLES, cell: str = "squared_error", **draw: Any) -> Arguments:
+        settings = {"seed": 11} | draw
+        a = prepare(self.x, self.mu, self.logvar, weight=self.weight, num_samples=num_samples, **settings)
+        return replace(a, cell=cell)
 
 
 def data(dtype: torch.dtype = torch.float64, batch: int = BATCH, shared: bool = False) -> Data:
@@ -68,7 +70,7 @@ def eager(arguments: Arguments, decoder: Decoder) -> Tensor:
     a = arguments
     z = a.mu[:, None] + (a.logvar / 2).exp()[:, None] * draw(a, 0, a.num_samples)
     y = decoder(z.flatten(0, 1)).reshape(*z.shape[:2], -1)
-    t = (a.x[:, None] - y) ** 2
+    t = torch_cell(a.cell, y, a.x[:, None])
     return (t if a.weight is None else a.weight[:, None] * t).sum(2)
 
 

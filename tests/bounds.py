@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mcelbo_kernels.numerics import cells
 from mcelbo_kernels.problem import Problem
 from mcelbo_kernels.reference import noise, preactivations
 from mcelbo_kernels.reference.activations import activate, slope
@@ -35,14 +36,16 @@ def magnitudes(problem: Problem, upstream: Array | None = None) -> dict[str, Arr
 
     z_size = np.abs(mu)[:, None] + np.abs(sigma * eps)  # (B, n, d)
     a_size = z_size @ np.abs(w).T + np.abs(c)  # (B, n, m)
-    r, r_size = np.abs(x - y), np.abs(x) + np.abs(y) + f * a_size
-    t_size = r * r + 2 * r * r_size
-    da_size = 2 * pixel * (r_size * f + r * (f + a_size))
+    y_size = np.abs(y) + f * a_size
+    t, dt_dy, dt_dx = (np.abs(part) for part in cells.BY_NAME[problem.cell].arrays(y, x, np))
+    t_size = t + dt_dy * y_size + dt_dx * np.abs(x)
+    slope_size = 2 * (np.abs(x) + y_size)  # for cells whose second derivatives are at most 2
+    da_size = pixel * (slope_size * f + dt_dy * (f + a_size))
     dz_size = da_size @ np.abs(w)
     dw = np.einsum("bi,bij->bj", g, t_size)
     return {
         "errors": (pixel * t_size).sum(2),
-        "x": np.einsum("bi,bij->bj", g, 2 * pixel * r_size),
+        "x": np.einsum("bi,bij->bj", g, pixel * slope_size),
         "weight": dw.sum(0, keepdims=True) if problem.weight is not None and len(problem.weight) == 1 else dw,
         "mu": np.einsum("bi,bik->bk", g, dz_size),
         "logvar": np.einsum("bi,bik,bik->bk", g, dz_size, np.abs(eps) * sigma),

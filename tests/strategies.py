@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
-from mcelbo_kernels.problem import ACTIVATIONS, SAMPLERS, Activation, Draw, Layer, Problem
+from mcelbo_kernels.numerics.cells import BY_NAME
+from mcelbo_kernels.problem import ACTIVATIONS, CELLS, SAMPLERS, Activation, Draw, Layer, Problem, accepts
 from mcelbo_kernels.reference import noise, preactivations
+from mcelbo_kernels.reference.activations import activate
 
 Array = NDArray[Any]
 
@@ -76,14 +78,17 @@ def draws(draw: st.DrawFn, num_samples: int, sampler: str) -> Draw:
     )
 
 
-def _away_from_kinks(problem: Problem) -> bool:
+def away_from_kinks(problem: Problem) -> bool:
     """Whether rounding cannot move a pre-activation across a kink, where the derivative jumps."""
     mu, logvar = (a.astype(np.float64)[:, None, :] for a in (problem.mu, problem.logvar))
     z = mu + np.exp(logvar / 2) * noise(problem.draw, *problem.mu.shape)
     margin = 16 * np.finfo(problem.x.dtype).eps  # of sums of order one
-    return not any(
+    before = preactivations(problem.layers, z)
+    y = activate(problem.layers[-1].activation, before[-1])
+    slopes = (BY_NAME[problem.cell].arrays(y + step, problem.x[:, None], np)[1] for step in (margin, -margin))
+    return not (np.abs(np.subtract(*slopes)) > 0.1).any() and not any(
         layer.activation.name in ("relu", "leaky_relu", "elu") and (np.abs(a) < margin).any()
-        for layer, a in zip(problem.layers, preactivations(problem.layers, z), strict=True)
+        for layer, a in zip(problem.layers, before, strict=True)
     )
 
 
@@ -93,6 +98,7 @@ def problems(
     *,
     dtypes: Sequence[DTypeLike] = (np.float32, np.float64),
     names: Sequence[str] = ACTIVATIONS,
+    cells: Sequence[str] = CELLS,
     max_layers: int = 3,
     samplers: Sequence[str] = (*SAMPLERS, "injected"),
     weights: Sequence[str] = ("none", "shared", "per datum"),
@@ -104,6 +110,7 @@ def problems(
     ----------
     dtypes : of all arrays
     names : of the activations
+    cells : of which those are drawn that accept one of the activations as output
     max_layers : most affine layers of the decoder
     samplers : of `SAMPLERS`, or "injected" for the caller's own noise
     weights : kinds of pixel weight; those that there are hold zeros
@@ -122,9 +129,15 @@ def problems(
 
     hidden = [draw(st.integers(1, 5) | st.integers(9, 19)) for _ in range(draw(st.integers(1, max_layers)) - 1)]
     widths = [latent, *hidden, pixels]
+    cell = draw(st.sampled_from([cell for cell in cells if any(accepts(cell, name) for name in names)]))
+    outputs = [name for name in names if accepts(cell, name)]
     layers = tuple(
-        Layer(normal(after, before, scale=before**-0.5), normal(after, scale=0.5), draw(activations(names)))
-        for before, after in pairwise(widths)
+        Layer(
+            normal(after, before, scale=before**-0.5),
+            normal(after, scale=0.5),
+            draw(activations(outputs if index == len(hidden) else names)),
+        )
+        for index, (before, after) in enumerate(pairwise(widths))
     )
     kind = draw(st.sampled_from(weights))
     weight = rng.uniform(0.1, 2.0, (1 if kind == "shared" else batch, pixels))
@@ -136,8 +149,9 @@ def problems(
         layers=layers,
         draw=Draw(n, eps=normal(batch, n, latent)) if sampler == "injected" else draw(draws(n, sampler)),
         weight=None if kind == "none" else laid_out(weight.astype(dtype), layout),
+        cell=cell,
     )
-    assume(_away_from_kinks(problem))
+    assume(away_from_kinks(problem))
     return problem
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.autograd import forward_ad
 
 from mcelbo.anydecoder import errors, sum_of_errors
 from mcelbo.arguments import prepare
-from mcelbo_kernels.problem import Problem
+from mcelbo_kernels.problem import CELLS, Problem
 from tests.any_decoders import (
     BATCH,
     BUDGETS,
@@ -150,6 +151,19 @@ def test_a_module_runs_once_on_every_sample(budget: int) -> None:
 
 
 @pytest.mark.parametrize("how", [sum_of_errors, errors])
+def test_bernoulli_is_that_of_eager(how: Callable[..., Any], budget: int) -> None:
+    d, module = data(shared=True), mlp()[:-1]
+    upstream = torch.ones(BATCH, SAMPLES).double() if how is sum_of_errors else torch.randn(BATCH, SAMPLES).double()
+    t = eager(d.arguments(cell="bernoulli"), module)
+    theirs = gradients((upstream * t).sum() / SAMPLES, [*d, *module.parameters()])
+    found = how(d.arguments(cell="bernoulli"), module)
+    total = found.total if how is sum_of_errors else (upstream * found).sum() / SAMPLES
+    assert_close(total, (upstream * t).sum() / SAMPLES)
+    for our, their in zip(gradients(total, [*d, *module.parameters()]), theirs, strict=True):
+        assert_close(our, their)
+
+
+@pytest.mark.parametrize("how", [sum_of_errors, errors])
 def test_nothing_is_computed_for_gradients_under_no_grad(how: Callable[..., Any], budget: int) -> None:
     d, grad_modes = data(), []
 
@@ -235,6 +249,7 @@ def test_any_stack_of_layers_on_any_shape(problem: Problem, budget: int) -> None
     eps = None if problem.draw.eps is None else torch.tensor(problem.draw.eps)
     place = {} if eps is not None else {name: getattr(problem.draw, name) for name in PLACE}
     a = prepare(twin.x, twin.mu, twin.logvar, weight=twin.weight, num_samples=n, eps=eps, **place)
+    a = replace(a, cell=problem.cell)
 
     def decoder(z: Tensor) -> Tensor:
         for layer, (w, b) in zip(problem.layers, twin.layers, strict=True):
@@ -295,13 +310,14 @@ def test_an_excluded_pixel_may_hold_anything() -> None:
 # --- other ways to run ---
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @cut_by(CUT)
-def test_function_transforms() -> None:
+def test_function_transforms(cell: str) -> None:
     d, module = data(), mlp()
     parameters = {name: p.detach() for name, p in module.named_parameters()}
 
     def loss(how: Callable[..., Tensor], mu: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        a = d._replace(mu=mu).arguments(seed=torch.tensor(11))
+        a = d._replace(mu=mu).arguments(seed=torch.tensor(11), cell=cell)
         return how(a, lambda z: torch.func.functional_call(module, parameters, (z,)))
 
     ours = functools.partial(loss, lambda a, decoder: sum_of_errors(a, decoder).total)
@@ -320,12 +336,13 @@ def test_function_transforms() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler warns of itself
+@pytest.mark.parametrize("cell", CELLS)
 @cut_by(CUT)
-def test_inside_a_compiled_function() -> None:
+def test_inside_a_compiled_function(cell: str) -> None:
     d, module = data(), mlp()
 
     def loss(seed: Tensor) -> Tensor:
-        return sum_of_errors(d.arguments(seed=seed), module).total
+        return sum_of_errors(d.arguments(seed=seed, cell=cell), module).total
 
     compiled = torch.compile(loss, fullgraph=True)
     for seed in (torch.tensor(1), torch.tensor(2)):

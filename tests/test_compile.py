@@ -12,7 +12,7 @@ import pytest
 from numba import config
 
 import mcelbo_kernels
-from mcelbo_kernels._compile import OTHER_VERSIONS_KEPT, hash_of_sources, inline, jit, prune
+from mcelbo_kernels._compile import OTHER_VERSIONS_KEPT, hash_of_sources, inline, jit, prune, reducing
 
 PACKAGE = Path(mcelbo_kernels.__file__).parent
 
@@ -148,3 +148,15 @@ def test_options() -> None:
     assert kernel(np.float32(1), np.float32(0)) == np.inf
     assert kernel.targetoptions["nogil"]
     assert os.environ.get("NUMBA_CACHE_DIR", "") == config.CACHE_DIR
+
+
+def test_what_is_inlined_into_a_reducing_kernel_keeps_its_order() -> None:
+    @inline
+    def rounded(x):
+        return (x + 6755399441055744.0) - 6755399441055744.0
+
+    @reducing
+    def kernel(x):
+        return rounded(x)
+
+    assert kernel(0.3) == 0

@@ -306,8 +306,8 @@ def test_options_are_named_with_those_that_are_known() -> None:
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"bound": "iwae"}, ValueError, "bound is 'iwae': expected one of 'elbo'"),
         ({"gradient": "stl"}, ValueError, "gradient is 'stl': expected one of 'reparam'"),
-        ({"likelihood": "gaussian"}, TypeError, "likelihood is str: expected a Gaussian"),
-        ({"likelihood": Gaussian}, TypeError, "likelihood is type: expected a Gaussian"),
+        ({"likelihood": "gaussian"}, TypeError, "likelihood is str: expected a Gaussian or a Bernoulli"),
+        ({"likelihood": Gaussian}, TypeError, "likelihood is type: expected a Gaussian or a Bernoulli"),
         ({"beta": -1.0}, ValueError, "beta is -1.0: expected a finite beta >= 0"),
         ({"beta": "1"}, TypeError, "beta is '1': expected a float or a scalar tensor"),
         ({"beta": torch.ones(2)}, TypeError, "beta is a tensor of torch.float32 and shape (2,): expected one"),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
+from torch.distributions import Normal
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.checkpoint import checkpoint
 
 import mcelbo
@@ -17,26 +19,33 @@ from mcelbo import ops
 from mcelbo.arguments import prepare
 from mcelbo.decoders import Description, describe
 from mcelbo_kernels import cpu
-from mcelbo_kernels.problem import Need
+from mcelbo_kernels.problem import CELLS, Need
 
-REDUCTIONS = ("mean", "none")
+LOSSES = ("mean", "none", "bernoulli", "per pixel")  # two reductions of the squared error, two bounds
 B, D, M, N = 4, 2, 6, 3
+SIGMA = torch.linspace(0.5, 2, M)
 
 
 class Model(nn.Module):
     """A loss of a fused decoder, so that `functional_call` can replace the decoder's parameters."""
 
-    def __init__(self, reduction: str = "mean", dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, kind: str = "mean", dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        self.decoder = nn.Sequential(nn.Linear(D, M, dtype=dtype), nn.Sigmoid())
-        self.reduction = reduction
+        self.decoder = nn.Sequential(
+            nn.Linear(D, M, dtype=dtype), nn.Identity() if kind == "bernoulli" else nn.Sigmoid()
+        )
+        self.kind = kind
+        likelihoods = {"bernoulli": mcelbo.Bernoulli(), "per pixel": mcelbo.Gaussian(SIGMA.to(dtype))}
+        self.likelihood = likelihoods.get(kind)
 
     def forward(
         self, x: Tensor, mu: Tensor, logvar: Tensor, weight: Tensor, seed: int | Tensor | None = 3, n: int = N
     ) -> Tensor:
-        return mcelbo.expected_squared_error(
-            x, mu, logvar, self.decoder, num_samples=n, weight=weight, reduction=self.reduction, seed=seed
-        )
+        call = (x, mu, logvar, self.decoder)
+        draw: dict[str, Any] = {"num_samples": n, "weight": weight, "seed": seed}
+        if self.likelihood is None:
+            return mcelbo.expected_squared_error(*call, reduction=self.kind, **draw)
+        return mcelbo.elbo(*call, likelihood=self.likelihood, **draw).loss
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -59,11 +68,20 @@ def loss_of(model: Model) -> Callable[..., Tensor]:
     return loss
 
 
-def eager(x: Tensor, mu: Tensor, logvar: Tensor, weight: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """T (B, n) of the same noise in plain torch operations."""
+def eager(x: Tensor, mu: Tensor, logvar: Tensor, weight: Tensor, w: Tensor, b: Tensor, kind: str = "none") -> Tensor:
+    """Compute the loss from the same noise in plain torch operations."""
     eps = mcelbo.noise(3, B, N, D, dtype=x.dtype)
-    z = mu[:, None] + (logvar[:, None] / 2).exp() * eps
-    return (weight[:, None] * (x[:, None] - torch.sigmoid(z @ w.T + b)).square()).sum(2)
+    y = (mu[:, None] + (logvar[:, None] / 2).exp() * eps) @ w.T + b  # (B, n, m)
+    squares = (weight[:, None] * (x[:, None] - torch.sigmoid(y)).square()).sum(2)
+    if kind in ("mean", "none"):
+        return squares if kind == "none" else squares.mean(1).sum() / weight.sum()
+    log_p = (
+        Normal(torch.sigmoid(y), SIGMA.to(x)).log_prob(x[:, None])
+        if kind == "per pixel"
+        else (-binary_cross_entropy_with_logits(y, x[:, None].expand(y.shape), reduction="none"))
+    )
+    kl = (mu.square() + logvar.exp() - 1 - logvar).sum(1) / 2
+    return (kl - (weight[:, None] * log_p).sum(2).mean(1)).mean()
 
 
 def detached(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -75,19 +93,21 @@ def assert_all_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Non
         torch.testing.assert_close(a, b)
 
 
-def op_arguments(parameters: Any, *widths: Any) -> tuple[Any, ...]:
+def op_arguments(cell: str, parameters: Any, *widths: Any) -> tuple[Any, ...]:
     x, mu, logvar, weight, *_ = detached(inputs())
-    return x, mu, logvar, weight, None, parameters, *widths, torch.tensor(3), ["sigmoid"], [0.0], "iid", N, 0, 0
+    output = "identity" if cell == "bernoulli" else "sigmoid"
+    return x, mu, logvar, weight, None, parameters, *widths, torch.tensor(3), cell, [output], [0.0], "iid", N, 0, 0
 
 
-def test_ops_keep_torchs_contract() -> None:
+@pytest.mark.parametrize("cell", CELLS)
+def test_ops_keep_torchs_contract(cell: str) -> None:
     w, b = detached(inputs()[4:])
     upstream = torch.randn(B, N, dtype=torch.float64)
     need = [True, True, False, True, False, True, False]
-    torch.library.opcheck(torch.ops.mcelbo.sum_of_errors.default, (*op_arguments([w, b]), need))
-    torch.library.opcheck(torch.ops.mcelbo.sum_of_errors.default, (*op_arguments([w, b]), [False] * 7))
-    torch.library.opcheck(torch.ops.mcelbo.errors.default, op_arguments([w, b]))
-    flat = op_arguments(torch.cat([w.flatten(), b]), [D, M])
+    torch.library.opcheck(torch.ops.mcelbo.sum_of_errors.default, (*op_arguments(cell, [w, b]), need))
+    torch.library.opcheck(torch.ops.mcelbo.sum_of_errors.default, (*op_arguments(cell, [w, b]), [False] * 7))
+    torch.library.opcheck(torch.ops.mcelbo.errors.default, op_arguments(cell, [w, b]))
+    flat = op_arguments(cell, torch.cat([w.flatten(), b]), [D, M])
     torch.library.opcheck(torch.ops.mcelbo.error_gradients.default, (upstream, *flat, need))
     settings = (2, 4, 3, "antithetic", 1, 2, torch.float32)
     torch.library.opcheck(torch.ops.mcelbo.noise.default, (torch.tensor(3), *settings))
@@ -95,12 +115,11 @@ def test_ops_keep_torchs_contract() -> None:
 
 # torch 2.6 warns of itself here
 @pytest.mark.filterwarnings("ignore:Please use .torch.vmap.:FutureWarning")
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_gradients_are_those_of_differences_and_of_plain_torch(reduction: str) -> None:
-    loss, tensors = loss_of(Model(reduction)), inputs()
+@pytest.mark.parametrize("kind", LOSSES)
+def test_gradients_are_those_of_differences_and_of_plain_torch(kind: str) -> None:
+    loss, tensors = loss_of(Model(kind)), inputs()
     assert torch.autograd.gradcheck(loss, tensors, check_batched_grad=True)
-    value, plain = loss(*tensors), eager(*tensors)
-    expected = plain if reduction == "none" else plain.mean(1).sum() / tensors[3].sum()
+    value, expected = loss(*tensors), eager(*tensors, kind=kind)
     torch.testing.assert_close(value, expected)
     upstream = torch.randn_like(value)
     assert_all_close(
@@ -126,10 +145,10 @@ def test_errors_take_any_upstream_gradient(name: str) -> None:
     assert_all_close(found, torch.autograd.grad(eager(*tensors), tensors, upstream.clone()))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_retained_graph_runs_backward_with_different_upstreams(reduction: str) -> None:
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_retained_graph_runs_backward_with_different_upstreams(kind: str) -> None:
     tensors = inputs()
-    value = loss_of(Model(reduction))(*tensors)
+    value = loss_of(Model(kind))(*tensors)
     first = torch.randn_like(value)
     once = torch.autograd.grad(value, tensors, first, retain_graph=True)
     kept = [gradient.clone() for gradient in once]
@@ -138,9 +157,9 @@ def test_a_retained_graph_runs_backward_with_different_upstreams(reduction: str)
     assert_all_close([-3 * g for g in kept], torch.autograd.grad(value, tensors, -3 * first))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_layouts_do_not_matter(reduction: str) -> None:
-    loss, tensors = loss_of(Model(reduction)), inputs()
+@pytest.mark.parametrize("kind", LOSSES)
+def test_layouts_do_not_matter(kind: str) -> None:
+    loss, tensors = loss_of(Model(kind)), inputs()
     wide = [torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0] for t in detached(tensors)]
     wide[4] = wide[4].T.contiguous().T
     assert not any(t.is_contiguous() for t in wide)
@@ -160,13 +179,13 @@ def test_layouts_do_not_matter(reduction: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(same, row)[0], rows.sum(0, keepdim=True))
 
 
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_an_empty_batch_is_a_batch(reduction: str) -> None:
-    model = Model(reduction)
+@pytest.mark.parametrize("kind", ["sum", "none"])
+def test_an_empty_batch_is_a_batch(kind: str) -> None:
+    model = Model(kind)
     x, mu = torch.empty(0, M, dtype=torch.float64), torch.empty(0, D, dtype=torch.float64, requires_grad=True)
     value = model(x, mu, mu, torch.empty(0, M, dtype=torch.float64))
     value.sum().backward()
-    assert value.shape == (() if reduction == "sum" else (0, N))
+    assert value.shape == (() if kind == "sum" else (0, N))
     assert value.sum() == 0
     assert mu.grad is not None
     assert mu.grad.shape == (0, D)
@@ -222,44 +241,44 @@ def test_errors_compute_gradients_in_backward_alone(monkeypatch: pytest.MonkeyPa
     assert asked == [Need(False, False, True, False, ((False, False),))]
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_second_derivative_raises(reduction: str) -> None:
-    loss, tensors = loss_of(Model(reduction)), inputs()
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_second_derivative_raises(kind: str) -> None:
+    loss, tensors = loss_of(Model(kind)), inputs()
     value = loss(*tensors).sum()
     (gradient,) = torch.autograd.grad(value, tensors[1], create_graph=True)
-    with pytest.raises(RuntimeError, match="the squared errors have no second derivative"):
+    with pytest.raises(RuntimeError, match="mcelbo's losses have no second derivative"):
         (value + gradient.square().sum()).backward()
 
     def penalty(mu: Tensor) -> Tensor:
         rest = detached(tensors)
         return torch.func.grad(lambda t: loss(rest[0], t, *rest[2:]).sum())(mu).square().sum()
 
-    with pytest.raises(RuntimeError, match="the squared errors have no second derivative"):
+    with pytest.raises(RuntimeError, match="mcelbo's losses have no second derivative"):
         torch.func.grad(penalty)(tensors[1].detach())
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_penalty_on_the_decoders_weights_raises_too(reduction: str) -> None:
-    loss, tensors = loss_of(Model(reduction)), inputs()
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_penalty_on_the_decoders_weights_raises_too(kind: str) -> None:
+    loss, tensors = loss_of(Model(kind)), inputs()
     (gradient,) = torch.autograd.grad(loss(*tensors).sum(), tensors[4], create_graph=True)
-    with pytest.raises(RuntimeError, match="the squared errors have no second derivative"):
+    with pytest.raises(RuntimeError, match="mcelbo's losses have no second derivative"):
         gradient.square().sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's forward mode warns of itself
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_forward_mode_raises_and_drops_nothing(reduction: str) -> None:
-    loss = loss_of(Model(reduction))
+@pytest.mark.parametrize("kind", LOSSES)
+def test_forward_mode_raises_and_drops_nothing(kind: str) -> None:
+    loss = loss_of(Model(kind))
     x, mu, *rest = detached(inputs())
-    with pytest.raises(RuntimeError, match="the squared errors have no forward-mode derivative"):
+    with pytest.raises(RuntimeError, match="mcelbo's losses have no forward-mode derivative"):
         torch.func.jvp(lambda t: loss(x, t, *rest), (mu,), (mu,))
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
         loss(x, mu, *rest[:2], forward_ad.make_dual(rest[2], rest[2]), rest[3])
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_torch_func_gives_the_gradients_of_backward(reduction: str) -> None:
-    loss, tensors = loss_of(Model(reduction)), inputs()
+@pytest.mark.parametrize("kind", LOSSES)
+def test_torch_func_gives_the_gradients_of_backward(kind: str) -> None:
+    loss, tensors = loss_of(Model(kind)), inputs()
     numbers = tuple(range(len(tensors)))
     value = loss(*tensors)
     upstream = torch.randn_like(value)
@@ -275,9 +294,9 @@ def test_torch_func_gives_the_gradients_of_backward(reduction: str) -> None:
     assert_all_close([j.reshape(b.shape) for j, b in zip(jacobian, batched, strict=True)], batched)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_vmap_is_a_loop(reduction: str) -> None:
-    loss = loss_of(Model(reduction))
+@pytest.mark.parametrize("kind", LOSSES)
+def test_vmap_is_a_loop(kind: str) -> None:
+    loss = loss_of(Model(kind))
     x, mu, logvar, weight, _w, b = detached(inputs())
     many = torch.randn(3, M, D, dtype=torch.float64)
     mapped = torch.func.vmap(lambda v: loss(x, mu, logvar, weight, v, b))(many)
@@ -315,9 +334,9 @@ def fresh_compiler() -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler warns of itself
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_compiled_is_eager_and_no_seed_compiles_again(reduction: str, backend: str) -> None:
-    model, tensors = Model(reduction), inputs()[:4]
+@pytest.mark.parametrize("kind", LOSSES)
+def test_compiled_is_eager_and_no_seed_compiles_again(kind: str, backend: str) -> None:
+    model, tensors = Model(kind), inputs()[:4]
     tensors = [*tensors, *model.parameters()]
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, fullgraph=True, backend=counter)

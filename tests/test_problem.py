@@ -10,6 +10,7 @@ from hypothesis import given
 
 from mcelbo_kernels.problem import (
     ACTIVATIONS,
+    CELLS,
     Activation,
     Draw,
     Layer,
@@ -95,6 +96,11 @@ def test_draw_accepts_the_ends_of_every_range() -> None:
             {"layers": (Layer(np.zeros((M, D)), np.zeros(M), Activation("swish")),)},
             r"activation is 'swish': expected one of identity, relu, .*silu",
         ),
+        ({"cell": "poisson"}, r"cell is 'poisson': expected one of 'squared_error', 'bernoulli'"),
+        (
+            {"cell": "bernoulli", "layers": (Layer(np.zeros((M, D)), np.zeros(M), Activation("sigmoid")),)},
+            r"cell is 'bernoulli' and the last activation 'sigmoid': expected 'identity'",
+        ),
         ({"layers": ()}, r"decoder has no layers: expected at least one"),
         (
             {"layers": layers(((M, D, 1), (M,)))},
@@ -138,6 +144,11 @@ def test_problem_refuses_dtypes(changes: dict[str, Any], message: str) -> None:
 def test_problem_accepts_every_activation(activation: str) -> None:
     problem = make(layers=(Layer(np.zeros((M, D)), np.zeros(M), Activation(activation)),))
     assert problem.layers[0].activation.name == activation
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_problem_accepts_every_cell(cell: str) -> None:
+    assert make(cell=cell).cell == cell
 
 
 @pytest.mark.parametrize("weight", [None, np.ones((1, M)), np.ones((B, M))])

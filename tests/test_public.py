@@ -20,6 +20,7 @@ SIGNATURES = {
         f"(x, mu, logvar, decoder, *, num_samples, likelihood={GAUSSIAN}, beta=1.0, bound='elbo', "
         f"gradient='reparam', weight=None, {DRAW})"
     ),
+    "Bernoulli": "()",
     "Gaussian": "(sigma=1.0)",
     "ELBOLoss": (f"(*, num_samples, likelihood={GAUSSIAN}, beta=1.0, bound='elbo', gradient='reparam', sampler='iid')"),
     "posterior_parameters": "(q)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,18 @@ def torch_activation(activation: Activation, a: Tensor) -> Tensor:
             return functional.gelu(a, approximate="tanh")
         case _:
             return getattr(functional, name)(a)
+
+
+# Each cell of (y, x) as torch has it, with autograd's derivatives.
+TORCH_CELLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared_error": lambda y, x: functional.mse_loss(y, x, reduction="none"),
+    "bernoulli": lambda y, x: functional.binary_cross_entropy_with_logits(y, x, reduction="none"),
+}
+
+
+def torch_cell(cell: str, y: Tensor, x: Tensor) -> Tensor:
+    """Return t of tensors that broadcast."""
+    return TORCH_CELLS[cell](*torch.broadcast_tensors(y, x))
 
 
 class TorchTwin(NamedTuple):
@@ -75,8 +88,8 @@ def torch_twin(problem: Problem, dtype: torch.dtype = torch.float64) -> TorchTwi
     y = z
     for layer, (w, b) in zip(problem.layers, layers, strict=True):
         y = torch_activation(layer.activation, functional.linear(y, w, b))
-    squares = (x[:, None] - y) ** 2  # (B, n, m)
-    t = (squares if weight is None else weight[:, None] * squares).sum(2)
+    pixels = torch_cell(problem.cell, y, x[:, None])  # (B, n, m)
+    t = (pixels if weight is None else weight[:, None] * pixels).sum(2)
 
     q = torch.distributions.Normal(mu[:, None], (0.5 * logvar).exp()[:, None])
     r = (torch.distributions.Normal(torch.zeros_like(z), 1.0).log_prob(z) - q.log_prob(z)).sum(2)

@@ -46,8 +46,9 @@ def reducing(function: Function) -> Function:
 
 
 def inline(function: Function) -> Function:
-    """Compile a function that becomes part of every kernel that calls it."""
-    return numba.njit(**OPTIONS, forceinline=True)(function)  # type: ignore[no-any-return]
+    """Compile a function that becomes part of every kernel that calls it, and keeps its own order in all of them."""
+    # numba would otherwise hand down the fast-math of whichever kernel happens to call it first
+    return numba.njit(**OPTIONS, forceinline=True, fastmath=False)(function)  # type: ignore[no-any-return]
 
 
 def part(function: Function) -> Function:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mcelbo_kernels.numerics import cells
+
 SAMPLERS = ("iid", "antithetic")
 ACTIVATIONS = (
     "identity",
@@ -21,6 +23,7 @@ ACTIVATIONS = (
     "gelu_tanh",
     "silu",
 )
+CELLS = tuple(cells.BY_NAME)
 LARGEST_DATUM = 2**32  # a datum's index is one word of the Philox counter
 LARGEST_SAMPLE = 2**63
 
@@ -152,9 +155,24 @@ def check_layers(shapes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], la
         raise ValueError(f"decoder returns {width} pixels but x has {pixels} pixels per datum")
 
 
+def accepts(cell: str, activation: str) -> bool:
+    """Tell whether a decoder may end with `activation` before the cell."""
+    outputs = cells.BY_NAME[cell].outputs
+    return outputs is None or activation in outputs
+
+
+def check_cell(cell: str, activation: str) -> None:
+    """Raise a ValueError unless the cell is known and accepts the decoder's last activation."""
+    if cell not in CELLS:
+        raise ValueError(f"cell is {cell!r}: expected one of {', '.join(map(repr, CELLS))}")
+    if not accepts(cell, activation):
+        expected = " or ".join(map(repr, cells.BY_NAME[cell].outputs or ()))
+        raise ValueError(f"cell is {cell!r} and the last activation {activation!r}: expected {expected}")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """Everything that the squared errors of a decoder's samples depend on (shapes: batch B, latent d, pixels m).
+    """Everything that the errors of a decoder's samples depend on (shapes: batch B, latent d, pixels m).
 
     Attributes
     ----------
@@ -166,6 +184,8 @@ class Problem:
     draw : Draw
     weight : ndarray, shape (B, m) or (1, m), optional
         Pixel weights w >= 0; a weight of 0 excludes the pixel whatever it holds.
+    cell : str
+        What a pixel adds to the error, one of `CELLS`: "squared_error", or "bernoulli" of logits.
     """
 
     x: Array
@@ -174,6 +194,7 @@ class Problem:
     layers: tuple[Layer, ...]
     draw: Draw
     weight: Array | None = None
+    cell: str = "squared_error"
 
     def __post_init__(self) -> None:
         optional = {"weight": self.weight, "eps": self.draw.eps}
@@ -200,6 +221,7 @@ class Problem:
                 raise ValueError(f"activation is {layer.activation.name!r}: expected one of {known}")
         shapes = tuple((layer.weight.shape, layer.bias.shape) for layer in self.layers)
         check_layers(shapes, self.mu.shape[1], self.x.shape[1])
+        check_cell(self.cell, self.layers[-1].activation.name)
 
 
 def check_upstream(upstream: tuple[int, ...], problem: Problem) -> None:

@@ -7,13 +7,14 @@ from importlib.metadata import version
 from mcelbo.bounds import Bound, elbo
 from mcelbo.decoders import Explanation, explain
 from mcelbo.diagnostics import Study, study
-from mcelbo.likelihoods import Gaussian
+from mcelbo.likelihoods import Bernoulli, Gaussian
 from mcelbo.losses import ELBOLoss, expected_squared_error, posterior_parameters
 from mcelbo.sampling import noise
 from mcelbo.spread import Spread, reconstruction_spread
 
 __version__ = version("mcelbo")
 __all__ = [
+    "Bernoulli",
     "Bound",
     "ELBOLoss",
     "Explanation",

@@ -36,6 +36,7 @@ class Arguments:
     sampler: str
     datum_offset: int
     sample_offset: int
+    cell: str = "squared_error"  # what a pixel adds to the error
 
     def pixel_counts(self) -> tuple[float | Tensor, float | Tensor]:
         """Return m_b = sum_j w[b, j], (B,) or one number for all, and its sum over the batch."""
@@ -79,7 +80,7 @@ def prepare(
         raise ValueError("eps was given together with seed or generator: eps is the noise itself, so give one of them")
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         # Traced there, an autograd function is taken for the operations in its forward, and the gradients are wrong.
-        raise RuntimeError("torch.compile around torch.func transforms of the squared errors is not supported")
+        raise RuntimeError("torch.compile around torch.func transforms of mcelbo's losses is not supported")
     given = {"x": x, "mu": mu, "logvar": logvar, "weight": weight, "eps": eps}
     for name, tensor in given.items():
         if tensor is not None or name in ("x", "mu", "logvar"):
@@ -88,7 +89,7 @@ def prepare(
         raise ValueError(f"x has shape {tuple(x.shape)}: expected the batch first, then the pixels of a datum")
     pixel_shape = x.shape[1:]
     flat = promote(x).reshape(x.shape[0], pixel_shape.numel())
-    pixel_weight = None if weight is None else _flat_weight(promote(weight), x)
+    pixel_weight = None if weight is None else flat_pixels("weight", promote(weight), x.shape)
     check_shapes(
         tuple(flat.shape),
         tuple(mu.shape),
@@ -115,7 +116,7 @@ def prepare(
 def refuse_forward_mode(tensors: Iterable[Tensor | None]) -> None:
     """Raise if a tensor has a tangent: autograd would drop it silently where no gradient is required."""
     if any(t is not None and unpack_dual(t).tangent is not None for t in tensors):  # type: ignore[no-untyped-call]
-        raise RuntimeError("the squared errors have no forward-mode derivative: use backward, torch.func.vjp or jacrev")
+        raise RuntimeError("mcelbo's losses have no forward-mode derivative: use backward, torch.func.vjp or jacrev")
 
 
 def check_option(name: str, option: object, known: tuple[str, ...]) -> None:
@@ -160,14 +161,14 @@ def promote(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
 
 
-def _flat_weight(weight: Tensor, x: Tensor) -> Tensor:
-    """Broadcast a pixel weight against x (B, ...) to (B, m), or to (1, m) where all data share it."""
-    shape, pixels = tuple(weight.shape), x.shape[1:]
-    missing = x.dim() - len(shape)
+def flat_pixels(name: str, tensor: Tensor, x_shape: torch.Size) -> Tensor:
+    """Broadcast a number for each pixel against x (B, ...) to (B, m), or to (1, m) where all data share them."""
+    shape, pixels = tuple(tensor.shape), x_shape[1:]
+    missing = len(x_shape) - len(shape)
     aligned = (1,) * missing + shape
-    if missing < 0 or any(w not in (1, size) for w, size in zip(aligned, x.shape, strict=True)):
-        raise ValueError(f"weight has shape {shape}: expected one that broadcasts to that of x, {tuple(x.shape)}")
-    return weight.expand(aligned[0], *pixels).reshape(aligned[0], pixels.numel())
+    if missing < 0 or any(size not in (1, whole) for size, whole in zip(aligned, x_shape, strict=True)):
+        raise ValueError(f"{name} has shape {shape}: expected one that broadcasts to that of x, {tuple(x_shape)}")
+    return tensor.expand(aligned[0], *pixels).reshape(aligned[0], pixels.numel())
 
 
 def seed_tensor(

@@ -12,7 +12,7 @@ from torch.autograd import Function
 def refuse_second_derivative(ctx: Any, *grad_outputs: Any) -> Any:
     """Serve as the backward of whatever runs within a backward."""
     raise RuntimeError(
-        "the squared errors have no second derivative: gradient penalties and Hessians need plain torch operations"
+        "mcelbo's losses have no second derivative: gradient penalties and Hessians need plain torch operations"
     )
 
 

@@ -1,4 +1,4 @@
-"""The evidence lower bound: thin arithmetic on the sums of squared errors."""
+"""The evidence lower bound: thin arithmetic on the sums of errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mcelbo.arguments import Arguments, Sums, check_option, prepare
 from mcelbo.decoders import Decoder
-from mcelbo.likelihoods import Gaussian, Scalar, log_density, scalar
+from mcelbo.likelihoods import Gaussian, Likelihood, Scalar, scalar
 from mcelbo.paths import sum_of_errors
 
 BOUNDS = ("elbo",)
@@ -62,7 +62,7 @@ def elbo(
     decoder: Decoder,
     *,
     num_samples: int,
-    likelihood: Gaussian = UNIT,
+    likelihood: Likelihood = UNIT,
     beta: float | Tensor = 1.0,
     bound: str = "elbo",
     gradient: str = "reparam",
@@ -88,8 +88,8 @@ def elbo(
     ----------
     x, mu, logvar, decoder, num_samples, weight
         As for `expected_squared_error`. A pixel of weight 0 leaves the likelihood altogether.
-    likelihood : Gaussian
-        With a fixed, a learned or the optimal pixel scale.
+    likelihood : Gaussian or Bernoulli
+        Gaussian with a fixed, a learned or the optimal pixel scale; Bernoulli for a decoder that returns logits.
     beta : float or scalar Tensor
         The weight of the KL. The result bounds log p(x) for beta >= 1 only.
     bound : {"elbo"}
@@ -128,8 +128,8 @@ def elbo(
     """
     check_option("bound", bound, BOUNDS)
     check_option("gradient", gradient, GRADIENTS)
-    if not isinstance(likelihood, Gaussian):
-        raise TypeError(f"likelihood is {type(likelihood).__qualname__}: expected a Gaussian")
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(f"likelihood is {type(likelihood).__qualname__}: expected a Gaussian or a Bernoulli")
     arguments = prepare(
         x,
         mu,
@@ -143,21 +143,22 @@ def elbo(
         datum_offset=datum_offset,
         sample_offset=sample_offset,
     )
-    return _bound(arguments, sum_of_errors(arguments, decoder), likelihood, scalar("beta", beta, ">= 0"))
+    beta = scalar("beta", beta, ">= 0")
+    return _bound(arguments, sum_of_errors(likelihood.run(arguments), decoder), likelihood, beta)
 
 
-def _bound(arguments: Arguments, sums: Sums, likelihood: Gaussian, beta: Scalar) -> Bound:
-    a, n = arguments, arguments.num_samples
+def _bound(arguments: Arguments, sums: Sums, likelihood: Likelihood, beta: Scalar) -> Bound:
+    a, n, batch = arguments, arguments.num_samples, arguments.x.shape[0]
     beta = beta.to(a.x) if isinstance(beta, Tensor) else beta
-    pixels, all_pixels = a.pixel_counts()
-    s2, log_s2 = likelihood.variance(sums.total, all_pixels)
+    divisor, constant = likelihood.log_density(a, sums)  # log p(x_b|z) = -T_b / divisor - constant_b
+    constants = constant.expand(batch).sum() if isinstance(constant, Tensor) else batch * constant
     # expm1, because the terms cancel where the posterior is close to the prior.
     kl = (a.mu.square() + torch.expm1(a.logvar) - a.logvar).sum(1) / 2  # (B,)
-    loss = (beta * kl.sum() - log_density(sums.total, all_pixels, s2, log_s2)) / a.x.shape[0]
+    loss = (beta * kl.sum() + sums.total / divisor + constants) / batch
     with torch.no_grad():
-        reconstruction = log_density(sums.mean, pixels, s2, log_s2).to(a.x.dtype)  # (B,)
-        # the samples' variance over n, (1 / (n - 1)) sum_i (T_i - mean)^2 / n / (2 s^2)^2; 0 / 0 for one sample
-        variance = (sums.squares / (n * (n - 1)) / (2 * s2) ** 2).to(a.x.dtype)  # (B,)
+        reconstruction = (-sums.mean / divisor - constant).to(a.x.dtype)  # (B,)
+        # the samples' variance over n, (1 / (n - 1)) sum_i (T_i - mean)^2 / n / divisor^2; 0 / 0 for one sample
+        variance = (sums.squares / (n * (n - 1)) / divisor**2).to(a.x.dtype)  # (B,)
         independent = a.eps is not None or a.sampler == "iid"
         kl = kl.detach()
         return Bound(loss, reconstruction - beta * kl, reconstruction, kl, variance if independent else None)

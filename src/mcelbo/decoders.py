@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from mcelbo.arguments import Arguments, check_tensor, promote
-from mcelbo_kernels.problem import Activation, check_layers
+from mcelbo_kernels.problem import Activation, accepts, check_layers
 
 Decoder = Callable[[Tensor], Tensor]
 
@@ -73,8 +73,8 @@ class Path(NamedTuple):
         return self.explanation.path != "any"
 
 
-def choose(decoder: Decoder, device: torch.device) -> Path:
-    """Choose the path of a decoder for tensors on `device`; this is the only place that does."""
+def choose(decoder: Decoder, device: torch.device, cell: str = "squared_error") -> Path:
+    """Choose the path of a decoder for tensors on `device` and a cell; this is the only place that does."""
     if not callable(decoder):
         raise TypeError(f"decoder is {type(decoder).__qualname__}: expected a torch module or another callable")
     _refuse_replicated(decoder)
@@ -84,24 +84,36 @@ def choose(decoder: Decoder, device: torch.device) -> Path:
             for part in decoder.modules():
                 _refuse_replicated(part)
         return Path(Explanation("any", device.type, found.reason), None)
+    last = found.layers[-1].activation.name
+    if cell == "bernoulli" and last == "sigmoid":
+        raise ValueError(
+            "decoder ends in a Sigmoid: with Bernoulli() the decoder must return logits, so drop the Sigmoid"
+        )
     if device.type != "cpu":
         reason = f"the fused kernels for {device.type} tensors are not available in this version"
         return Path(Explanation("any", device.type, reason), found)
-    if len(found.layers) > 1:
-        reason = f"only one affine layer is fused so far and it has {len(found.layers)}"
-        return Path(Explanation("any", device.type, reason), found)
-    outputs, inputs = found.layers[0].weight.shape
-    name = found.layers[0].activation.name
-    reason = f"it is one affine layer from {inputs} to {outputs} with {name} output"
-    return Path(Explanation("grid", device.type, reason), found)
+    if not accepts(cell, last):
+        return Path(Explanation("any", device.type, f"{cell} is not fused after {last} output"), found)
+    return Path(Explanation("grid", device.type, f"it is {_in_words(found)}"), found)
+
+
+def _in_words(description: Description) -> str:
+    """Name the layers of a decoder."""
+    layers = description.layers
+    last = f"{layers[-1].activation.name} output"
+    if len(layers) == 1:
+        outputs, inputs = layers[0].weight.shape
+        return f"one affine layer from {inputs} to {outputs} with {last}"
+    widths = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
+    return f"{len(layers)} affine layers, {' to '.join(map(str, widths))}, with {last}"
 
 
 def explain(decoder: Decoder, x: Tensor | None = None) -> Explanation:
     """Say which path a decoder takes, and why.
 
-    A decoder that is one affine layer :math:`y = f(W z + b)` with a pointwise activation f is fused: its samples are
+    A decoder that is a stack of affine layers :math:`f(W z + b)` with pointwise activations f is fused: its samples are
     drawn, decoded, compared and summed in one pass. Any other decoder is run on chunks of samples. Both give the same
-    numbers for the same seed.
+    numbers for the same seed. Under a Bernoulli likelihood only identity output is fused.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcelbo.anydecoder.graph import survey
-from mcelbo.anydecoder.squares import wide
+from mcelbo.anydecoder.reduction import wide
 from mcelbo.arguments import Arguments, as_integer, prepare
 from mcelbo.decoders import Decoder
 from mcelbo.moments import Stream

@@ -9,7 +9,7 @@ from torch.distributions import Distribution, Independent, Normal
 from mcelbo.arguments import check_option, prepare
 from mcelbo.bounds import UNIT, elbo
 from mcelbo.decoders import Decoder
-from mcelbo.likelihoods import Gaussian
+from mcelbo.likelihoods import Likelihood
 from mcelbo.paths import errors, sum_of_errors
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
@@ -151,7 +151,7 @@ class ELBOLoss(nn.Module):
         self,
         *,
         num_samples: int,
-        likelihood: Gaussian = UNIT,
+        likelihood: Likelihood = UNIT,
         beta: float | Tensor = 1.0,
         bound: str = "elbo",
         gradient: str = "reparam",

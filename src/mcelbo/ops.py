@@ -24,7 +24,7 @@ from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Need, Pro
 
 _DATA = "Tensor x, Tensor mu, Tensor logvar, Tensor? weight, Tensor? eps"
 _SETTINGS = (
-    "Tensor seed, str[] activations, float[] activation_parameters, str sampler, "
+    "Tensor seed, str cell, str[] activations, float[] activation_parameters, str sampler, "
     "SymInt num_samples, SymInt datum_offset, SymInt sample_offset"
 )
 _library: Any = torch.library.Library("mcelbo", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -44,6 +44,7 @@ _library.define(
 class Settings(NamedTuple):
     """What the ops take beside tensors, in the order of their schema."""
 
+    cell: str
     activations: list[str]
     activation_parameters: list[float]
     sampler: str
@@ -60,6 +61,7 @@ def _problem(
     eps: Tensor | None,
     tensors: list[Tensor],
     seed: Tensor,
+    cell: str,
     activations: list[str],
     activation_parameters: list[float],
     *draw: Any,
@@ -77,6 +79,7 @@ def _problem(
         tuple(layers),
         Draw(num_samples, int(seed), sampler, datum_offset, sample_offset, noise),
         None if weight is None else as_array(weight),
+        cell,
     )
 
 
@@ -277,6 +280,7 @@ def _inputs(arguments: Arguments, description: Description) -> tuple[list[bool],
     refuse_forward_mode(tensors)
     need = [tensor is not None and torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]
     settings = Settings(
+        a.cell,
         [layer.activation.name for layer in description.layers],
         [layer.activation.parameter for layer in description.layers],
         a.sampler,

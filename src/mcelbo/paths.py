@@ -1,4 +1,4 @@
-"""The two ways to the squared errors behind one door: the fused pass, and chunks of samples for any other decoder."""
+"""The two ways to the errors behind one door: the fused pass, and chunks of samples for any other decoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def errors(arguments: Arguments, decoder: Decoder) -> Tensor:
 
 def _fused(arguments: Arguments, decoder: Decoder) -> Description | None:
     """Return the layers of a decoder that is fused, None for any other; raise if they do not go with the arguments."""
-    path = choose(decoder, arguments.x.device)
+    path = choose(decoder, arguments.x.device, arguments.cell)
     if path.fused or path.description is None:
         return path.description
     parameters(path.description, arguments)

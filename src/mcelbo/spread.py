@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mcelbo.anydecoder.chunks import Plan
-from mcelbo.anydecoder.squares import wide
+from mcelbo.anydecoder.reduction import wide
 from mcelbo.arguments import prepare
 from mcelbo.decoders import Decoder
 from mcelbo.moments import Stream

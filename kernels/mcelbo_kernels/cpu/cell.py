@@ -9,13 +9,12 @@ from numba.extending import overload
 
 from mcelbo_kernels._compile import inline
 from mcelbo_kernels.cpu.shape import register_static, static
-from mcelbo_kernels.numerics.activations import BY_NAME
-from mcelbo_kernels.numerics.cells import squared_error
+from mcelbo_kernels.numerics import activations, cells
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Squared error after the activation `output`, and the activations between the layers.
+    """The likelihood of the pixels after the last activation, and the activations between the layers.
 
     Attributes
     ----------
@@ -23,6 +22,8 @@ class Cell:
         The last layer's activation.
     hidden : tuple of str
         The other layers' activations, each once.
+    likelihood : str
+        The family of cells.
     gradient : bool
         Whether there are gradients.
     weighted : bool
@@ -31,6 +32,7 @@ class Cell:
 
     output: str
     hidden: tuple[str, ...]
+    likelihood: str
     gradient: bool
     weighted: bool
 
@@ -53,15 +55,17 @@ def evaluate(cell, a, x, parameter):
 
 
 @overload(evaluate, jit_options={"forceinline": True})
-def evaluate_after_activation(cell, a, x, parameter):
-    """Choose the activation when the kernel is compiled."""
-    activation = BY_NAME[cell.cell.output]
+def evaluate_by_name(cell, a, x, parameter):
+    """Choose the activation and the likelihood when the kernel is compiled."""
+    activation = activations.BY_NAME[cell.cell.output]
+    likelihood = cells.BY_NAME[cell.cell.likelihood].cell
 
-    def squared_error_after_activation(cell, a, x, parameter):
+    def likelihood_after_activation(cell, a, x, parameter):
         y, slope = activation(a, parameter)
-        return squared_error(y, slope, x)
+        t, dy, dx = likelihood(y, x)
+        return t, dy * slope, dx
 
-    return squared_error_after_activation
+    return likelihood_after_activation
 
 
 def activate(cell, which, a, parameter):
@@ -71,7 +75,7 @@ def activate(cell, which, a, parameter):
 @overload(activate, jit_options={"forceinline": True})
 def activate_by_number(cell, which, a, parameter):
     """Compile a choice between the activations that occur."""
-    last, *others = (BY_NAME[name] for name in reversed(cell.cell.hidden))
+    last, *others = (activations.BY_NAME[name] for name in reversed(cell.cell.hidden))
 
     def choose(cell, which, a, parameter):
         return last(a, parameter)

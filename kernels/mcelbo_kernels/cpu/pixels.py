@@ -1,6 +1,6 @@
-"""The squared errors of decoded samples that already lie in memory: the reduction of the chunked path.
+"""The errors of decoded samples that already lie in memory: the reduction of the chunked path.
 
-t = w (x - y)^2:    T[b,i] = sum_j t,    dt/dy = -2 w (x - y),    dt/dx = 2 w (x - y),    dt/dw = (x - y)^2
+T[b,i] = sum_j w t(y, x):    dT/dy = w dt/dy,    dT/dx = w dt/dx,    dT/dw = t,    t the cell
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mcelbo_kernels._compile import jit, reducing
+from mcelbo_kernels._compile import inline, jit, reducing
 from mcelbo_kernels.cpu.buffers import contiguous
-from mcelbo_kernels.problem import Array
+from mcelbo_kernels.cpu.cell import Cell, evaluate
+from mcelbo_kernels.numerics.lanes import constant, equal, select
+from mcelbo_kernels.problem import Array, check_cell
+
+IDENTITY = "identity"  # the decoder is through, whatever it ended with
 
 
-class SquaredErrors(NamedTuple):
-    """Squared errors and the gradients that were asked for, None where nobody asked.
+class DecodedErrors(NamedTuple):
+    """Errors and the gradients that were asked for, None where nobody asked.
 
     What is summed is float64 whatever the dtype of the problem, so that sums of sums lose nothing.
 
@@ -34,7 +38,8 @@ class SquaredErrors(NamedTuple):
     weight: NDArray[np.float64] | None
 
 
-def squared_errors(
+def decoded_errors(
+    cell: str,
     y: Array,
     x: Array,
     weight: Array | None = None,
@@ -42,14 +47,16 @@ def squared_errors(
     need_y: bool = False,
     need_x: bool = False,
     need_weight: bool = False,
-) -> SquaredErrors:
-    """Return T[b,i] = sum_j w[b,j] (x[b,j] - y[b,i,j])^2 and its vector-Jacobian product.
+) -> DecodedErrors:
+    """Return T[b,i] = sum_j w[b,j] t(y[b,i,j], x[b,j]) and its vector-Jacobian product.
 
     A pixel of weight 0 is excluded by selection: it counts nothing, and has zero gradients in y and x, whatever x and y
-    hold there. The gradient of the weight itself is (x - y)^2 everywhere.
+    hold there. The gradient of the weight itself is t everywhere.
 
     Parameters
     ----------
+    cell : str
+        What t is: a name of `mcelbo_kernels.problem.CELLS`.
     y : ndarray, shape (B, c, m), float32 or float64
         Decoded samples, c for each datum.
     x : ndarray, shape (B, m)
@@ -62,22 +69,24 @@ def squared_errors(
 
     Returns
     -------
-    SquaredErrors
+    DecodedErrors
 
     Raises
     ------
     TypeError
         If the dtypes differ.
     ValueError
-        If the shapes do not agree.
+        If the shapes do not agree, or the cell is unknown.
 
     Examples
     --------
-    >>> found = squared_errors(np.array([[[1.0, 2.0]]]), np.array([[3.0, 2.5]]), need_y=True)
+    >>> found = decoded_errors("squared_error", np.array([[[1.0, 2.0]]]), np.array([[3.0, 2.5]]), need_y=True)
     >>> found.errors, found.y
     (array([[4.25]]), array([[[-4., -1.]]]))
     """
+    check_cell(cell, IDENTITY)
     _check(y, x, weight, upstream)
+    kind = Cell(IDENTITY, True, cell)
     batch, count, pixels = y.shape
     y, x = contiguous(y), contiguous(x)
     w = None if weight is None else contiguous(weight)
@@ -88,12 +97,12 @@ def squared_errors(
     dw = None
     if need_weight:
         dw = np.zeros((batch if weight is None else len(weight), pixels))
-    _reduce(y, x, w, factors, errors, dy)
+    _reduce(kind, y, x, w, factors, errors, dy)
     if dx is not None:
-        _add_dx(y, x, w, factors, dx)
+        _add_dx(kind, y, x, w, factors, dx)
     if dw is not None:
-        _add_dw(y, x, factors, dw)
-    return SquaredErrors(errors, dy, dx, dw)
+        _add_dw(kind, y, x, factors, dw)
+    return DecodedErrors(errors, dy, dx, dw)
 
 
 def _check(y: Array, x: Array, weight: Array | None, upstream: Array | None) -> None:
@@ -116,70 +125,64 @@ def _check(y: Array, x: Array, weight: Array | None, upstream: Array | None) -> 
 # array they do not. Whatever is None is compiled away.
 
 
+@inline
+def _weighted(w, j, value):
+    """Return w[j] * value, or 0 where w[j] is 0 whatever the value is: 0 * NaN is NaN."""
+    if w is None:
+        return value
+    return select(equal(w[j], 0.0), constant(value, 0.0), w[j] * value)
+
+
 @reducing
-def _row(y, x, w, factor, dy):  # y, x, w, dy (m,)
-    """Return sum_j w (x - y)^2 and store factor * -2 w (x - y) in dy, in one pass over the pixels."""
-    zero = x.dtype.type(0)
-    scale = x.dtype.type(-2) * factor
+def _row(cell, y, x, w, factor, dy):  # y, x, w, dy (m,)
+    """Return sum_j w t and store factor * w dt/dy in dy, in one pass over the pixels."""
     total = 0.0
     for j in range(y.size):
-        r = x[j] - y[j]
-        wr = r
-        if w is not None:
-            wr = w[j] * r
-        slope = scale * wr
-        if w is not None and w[j] == zero:
-            r, wr, slope = zero, zero, zero
-        total += np.float64(wr) * np.float64(r)
+        t, slope, _ = evaluate(cell, y[j], x[j], 0.0)
+        total += np.float64(_weighted(w, j, t))
         if dy is not None:
-            dy[j] = slope
+            dy[j] = _weighted(w, j, factor * slope)
     return total
 
 
 @jit
-def _add_row_dx(y, x, w, factor, dx):  # all (m,)
-    """Add factor * 2 w (x - y) to dx."""
-    zero = x.dtype.type(0)
-    scale = x.dtype.type(2) * factor
+def _add_row_dx(cell, y, x, w, factor, dx):  # all (m,)
+    """Add factor * w dt/dx to dx."""
     for j in range(y.size):
-        slope = scale * (x[j] - y[j])
-        if w is not None:
-            slope = slope * w[j]
-            if w[j] == zero:
-                slope = zero
-        dx[j] += slope
+        _, _, slope = evaluate(cell, y[j], x[j], 0.0)
+        dx[j] += _weighted(w, j, factor * slope)
 
 
 @jit
-def _add_row_dw(y, x, factor, dw):  # all (m,)
-    """Add factor * (x - y)^2 to dw."""
+def _add_row_dw(cell, y, x, factor, dw):  # all (m,)
+    """Add factor * t to dw."""
     for j in range(y.size):
-        r = x[j] - y[j]
-        dw[j] += factor * r * r
+        t, _, _ = evaluate(cell, y[j], x[j], 0.0)
+        dw[j] += factor * t
 
 
 @jit
-def _reduce(y, x, w, factors, errors, dy):  # y, dy (B, c, m), x (B, m), w (B|1, m)
+def _reduce(cell, y, x, w, factors, errors, dy):  # y, dy (B, c, m), x (B, m), w (B|1, m)
     """Fill errors (B, c) and dy."""
     for b in range(y.shape[0]):
         w_b = None if w is None else w[b % w.shape[0]]
         for i in range(y.shape[1]):
             dy_bi = None if dy is None else dy[b, i]
-            errors[b, i] = _row(y[b, i], x[b], w_b, factors[b, i], dy_bi)
+            errors[b, i] = _row(cell, y[b, i], x[b], w_b, factors[b, i], dy_bi)
 
 
 @jit
-def _add_dx(y, x, w, factors, dx):  # y (B, c, m), x, dx (B, m), w (B|1, m)
+def _add_dx(cell, y, x, w, factors, dx):  # y (B, c, m), x, dx (B, m), w (B|1, m)
     """Add every sample's gradient to dx."""
     for b in range(y.shape[0]):
         w_b = None if w is None else w[b % w.shape[0]]
         for i in range(y.shape[1]):
-            _add_row_dx(y[b, i], x[b], w_b, factors[b, i], dx[b])
+            _add_row_dx(cell, y[b, i], x[b], w_b, factors[b, i], dx[b])
 
 
 @jit
-def _add_dw(y, x, factors, dw):  # y (B, c, m), x (B, m), dw (B|1, m)
+def _add_dw(cell, y, x, factors, dw):  # y (B, c, m), x (B, m), dw (B|1, m)
     """Add every sample's gradient to dw, whose one row is the batch's sum where the batch shares the weight."""
     for b in range(y.shape[0]):
         for i in range(y.shape[1]):
-            _add_row_dw(y[b, i], x[b], factors[b, i], dw[b % dw.shape[0]])
+            _add_row_dw(cell, y[b, i], x[b], factors[b, i], dw[b % dw.shape[0]])

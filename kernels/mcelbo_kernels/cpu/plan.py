@@ -44,7 +44,7 @@ def lay_out(problem: Problem, need: Need, shape: Shape) -> Layout:
     # the padding of the pixels is excluded by a weight of 0
     weighted = problem.weight is not None or need.x or problem.x.shape[1] % shape.width > 0
     gradient = any((need.x, need.weight, need.mu, need.logvar)) or any(map(any, need.layers))
-    cell = Cell(output, tuple(dict.fromkeys(hidden)), gradient, weighted)
+    cell = Cell(output, tuple(dict.fromkeys(hidden)), problem.cell, gradient, weighted)
 
     def round_up(size: int) -> int:
         return -(-size // shape.width) * shape.width

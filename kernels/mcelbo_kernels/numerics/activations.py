@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from mcelbo_kernels._compile import inline
 from mcelbo_kernels.numerics.elementary import (
-    exp,
     expm1,
-    log1p_of_fraction,
     normal_cdf,
     normal_density,
     sigmoid,
+    softplus_parts,
     tanh,
 )
-from mcelbo_kernels.numerics.lanes import absolute, constant, fma, less, select
+from mcelbo_kernels.numerics.lanes import constant, fma, less, select
 
 SOFTPLUS_THRESHOLD = 20.0  # above it torch returns the input itself
 SQRT_2_OVER_PI = 0.7978845608028654
@@ -59,13 +58,9 @@ def logistic(a, parameter):
 @inline
 def softplus(a, parameter):
     """Return f(a) = ln(1 + e^a), f' = 1/(1 + e^-a)."""
-    e = exp(-absolute(a))
-    one = constant(a, 1.0)
-    positive = select(less(a, 0.0), constant(a, 0.0), a)
-    value = positive + log1p_of_fraction(e)
-    slope = select(less(a, 0.0), e, one) / (one + e)
+    positive, rest, slope = softplus_parts(a)
     linear = less(constant(a, SOFTPLUS_THRESHOLD), a)
-    return select(linear, a, value), select(linear, one, slope)
+    return select(linear, a, positive + rest), select(linear, constant(a, 1.0), slope)
 
 
 @inline

@@ -165,6 +165,14 @@ def log1p_of_fraction(e):
 
 
 @inline
+def softplus_parts(x):
+    """ln(1 + e^x) as max(x, 0) and ln(1 + e^-|x|), and its slope 1/(1 + e^-x): no exponential overflows."""
+    e = exp(-absolute(x))
+    one, off = constant(x, 1.0), less(x, 0.0)
+    return select(off, constant(x, 0.0), x), log1p_of_fraction(e), select(off, e, one) / (one + e)
+
+
+@inline
 def tanh(x):
     """Return x + x^3 P(x^2) near zero, 1 - 2/(e^2x + 1) beyond."""
     square = x * x

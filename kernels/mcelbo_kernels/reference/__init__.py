@@ -1,12 +1,13 @@
-"""The specification: squared errors of a decoder's samples and their gradients, in float64 NumPy, with no tricks.
+"""The specification: errors of a decoder's samples and their gradients, in float64 NumPy, with no tricks.
 
 Every backend is held to these functions. They compute in float64 and return float64 whatever the dtype of the
-problem, and store all B n m residuals. Shapes: batch B, latent d, pixels m, samples n.
+problem, and store all B n m pixels. Shapes: batch B, latent d, pixels m, samples n. The cell t(y, x) is (x - y)^2, or
+another of `mcelbo_kernels.numerics.cells`, where its formula stands.
 
     eps[b,i,k] = noise(seed, b, i, k)                                           (B, n, d)
     z[b,i]     = mu[b] + sigma[b] * eps[b,i],      sigma = exp(logvar/2)        (B, n, d)
     y[b,i]     = decode(z[b,i])                                                 (B, n, m)
-    T[b,i]     = sum_j w[b,j] (x[b,j] - y[b,i,j])^2                             (B, n)
+    T[b,i]     = sum_j w[b,j] t(y[b,i,j], x[b,j])                               (B, n)
     R[b,i]     = log p(z[b,i]) - log q(z[b,i] | x[b])                           (B, n)
 """
 
@@ -17,6 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mcelbo_kernels.numerics import cells
 from mcelbo_kernels.problem import Array, Gradients, Layer, Moments, Need, Problem, check_upstream
 from mcelbo_kernels.reference.activations import activate, slope
 from mcelbo_kernels.reference.noise import Real, noise
@@ -69,6 +71,7 @@ def _in_float64(problem: Problem) -> Problem:
         layers=tuple(Layer(_real(layer.weight), _real(layer.bias), layer.activation) for layer in problem.layers),
         draw=draw if draw.eps is None else replace(draw, eps=_real(draw.eps)),
         weight=None if problem.weight is None else _real(problem.weight),
+        cell=problem.cell,
     )
 
 
@@ -85,9 +88,14 @@ def _pixel_weight(problem: Problem) -> Real:
     return weight[:, None, :]
 
 
+def _cells(problem: Problem, y: Real) -> tuple[Real, Real, Real]:
+    """Return t, dt/dy and dt/dx of every decoded pixel y, all (B, n, m)."""
+    return cells.BY_NAME[problem.cell].arrays(y, problem.x[:, None, :], np)
+
+
 @np.errstate(over="ignore", invalid="ignore")
 def errors(problem: Problem) -> Real:
-    """Return T[b,i] = sum_j w[b,j] (x[b,j] - y[b,i,j])^2; a pixel of weight 0 is left out whatever it holds.
+    """Return T[b,i] = sum_j w[b,j] t(y[b,i,j], x[b,j]); a pixel of weight 0 is left out whatever it holds.
 
     Parameters
     ----------
@@ -108,9 +116,9 @@ def errors(problem: Problem) -> Real:
     problem = _in_float64(problem)
     w = _pixel_weight(problem)
     _, _, z = _sample(problem)
-    r = problem.x[:, None, :] - decode(problem.layers, z)  # (B, n, m)
-    t: Real = np.where(w == 0, 0.0, w * r**2).sum(axis=2)
-    return t
+    t, _, _ = _cells(problem, decode(problem.layers, z))
+    total: Real = np.where(w == 0, 0.0, w * t).sum(axis=2)
+    return total
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -207,13 +215,13 @@ def gradients(problem: Problem, upstream: Array, need: Need) -> Gradients:
     *h, y = z, *(activate(layer.activation, a_l) for layer, a_l in zip(problem.layers, a, strict=True))
     f_prime = [slope(layer.activation, a_l) for layer, a_l in zip(problem.layers, a, strict=True)]
 
-    # t = w (x - y)^2, r = x - y:    dt/dx = 2 w r,    dt/dy = -2 w r,    dt/dw = r^2    all (B, n, m)
-    r = problem.x[:, None, :] - y
-    dx = np.where(w == 0, 0.0, 2 * w * r * g)
-    dw = r**2 * g
+    # T = sum_j w t:    dT/dx = w dt/dx,    dT/dy = w dt/dy,    dT/dw = t    all (B, n, m)
+    t, dt_dy, dt_dx = _cells(problem, y)
+    dx = np.where(w == 0, 0.0, w * dt_dx * g)
+    dw = t * g
     # A pixel of weight 0 is selected out of both factors of da = dy f'(a): 0 * NaN is NaN.
     f_prime[-1] = np.where(w == 0, 0.0, f_prime[-1])
-    dh = -dx
+    dh = np.where(w == 0, 0.0, w * dt_dy * g)
 
     # a_l = h_(l-1) W_l^T + b_l:    dW_l = sum_bi da_l^T h_(l-1),    db_l = sum_bi da_l,    dh_(l-1) = da_l W_l
     layers: list[tuple[Real | None, Real | None]] = []

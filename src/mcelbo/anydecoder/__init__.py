@@ -1,7 +1,7 @@
-"""The path of any decoder: it is run on chunks of samples, and a kernel reduces its squared errors.
+"""The path of any decoder: it is run on chunks of samples, and a kernel reduces its errors.
 
     z[b,i] = mu[b] + exp(logvar[b]/2) eps[b,i],    y[b,i] = decoder(z[b,i])
-    T[b,i] = sum_j w[b,j] (x[b,j] - y[b,i,j])^2
+    T[b,i] = sum_j w[b,j] t(y[b,i,j], x[b,j]),    t the cell: (x - y)^2 or another
 
 Memory is that of one chunk, whatever the number of samples. What fits into one chunk is left to autograd. Of a sum over
 more, each chunk is run backward as soon as it ran forward, and the gradients are added up: the decoder runs once. Where
@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from mcelbo.anydecoder.chunks import Chunk, Decoded, Plan
 from mcelbo.anydecoder.graph import reaches
-from mcelbo.anydecoder.squares import Known, reduced, wide
+from mcelbo.anydecoder.reduction import Known, reduced, wide
 from mcelbo.arguments import Arguments, Sums
 from mcelbo.decoders import Decoder
 from mcelbo.moments import Stream
@@ -92,6 +92,7 @@ class Ledger:
         a, part, y = self.arguments, chunk.arguments, decoded.y
         weight_needed = a.weight is not None and a.weight.requires_grad
         found = reduced(
+            a.cell,
             y,
             part.x,
             part.weight,

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mcelbo.anydecoder.graph import Survey, now, survey
-from mcelbo.anydecoder.squares import squared_errors
+from mcelbo.anydecoder.reduction import decoded_errors
 from mcelbo.arguments import HALF, Arguments, refuse_forward_mode
 from mcelbo.decoders import Decoder
 from mcelbo.sampling import draw
@@ -147,7 +147,7 @@ class Plan:
     def errors(self, chunk: Chunk, decoded: Decoded) -> Tensor:
         """Return T (b, c) of a decoded chunk, wide and differentiable."""
         a = chunk.arguments
-        return squared_errors(decoded.y, a.x, a.weight, kernel=not self.traced)
+        return decoded_errors(a.cell, decoded.y, a.x, a.weight, kernel=not self.traced)
 
     def replayed_errors(self, chunk: Chunk) -> Tensor:
         """Return T (b, c) of a chunk of which nothing is kept: it is decoded again in backward."""

@@ -1,4 +1,4 @@
-"""The squared errors of decoded samples as torch sees them: a kernel on the CPU, plain operations elsewhere."""
+"""The errors of decoded samples as torch sees them: a kernel on the CPU, plain operations elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch.autograd import Function
 
 from mcelbo.arguments import as_array
 from mcelbo.autograd import refuse_second_derivative, scaled
-from mcelbo_kernels.cpu.pixels import squared_errors as squared_errors_of_arrays
+from mcelbo_kernels.cpu.pixels import decoded_errors as decoded_errors_of_arrays
+from mcelbo_kernels.numerics import cells
 
 
 class Reduced(NamedTuple):
-    """Squared errors (B, c) and, where asked for, the gradients of y (B, c, m), x (B, m) and weight (B or 1, m)."""
+    """Errors (B, c) and, where asked for, the gradients of y (B, c, m), x (B, m) and weight (B or 1, m)."""
 
     errors: Tensor
     y: Tensor | None
@@ -28,6 +29,7 @@ def wide(device: torch.device) -> torch.dtype:
 
 
 def reduced(
+    cell: str,
     y: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -35,64 +37,64 @@ def reduced(
     need: tuple[bool, bool, bool] = (False, False, False),
     kernel: bool = True,
 ) -> Reduced:
-    """Return T[b,i] = sum_j w (x - y)^2 and its vector-Jacobian product for y, x and weight, as far as there is need.
+    """Return T[b,i] = sum_j w t(y, x), t the cell, and its vector-Jacobian product for y, x and weight as needed.
 
     The errors and the gradients of x and weight, which are sums, are wide; nothing here is differentiable.
     Without `kernel` only torch operations are used, as tracing needs.
     """
     if kernel and x.device.type == "cpu":
-        w, u = (None if t is None else as_array(t) for t in (weight, upstream))
-        found, *gradients = squared_errors_of_arrays(as_array(y), as_array(x), w, u, *need)
+        w, g = (None if tensor is None else as_array(tensor) for tensor in (weight, upstream))
+        found, *gradients = decoded_errors_of_arrays(cell, as_array(y), as_array(x), w, g, *need)
         return Reduced(torch.from_numpy(found), *(None if g is None else torch.from_numpy(g) for g in gradients))
     sums = wide(x.device)
-    r = x.unsqueeze(1) - y  # (B, c, m)
-    w3 = torch.ones_like(x[:1]).unsqueeze(1) if weight is None else weight.unsqueeze(1)  # (B or 1, 1, m)
-    excluded = w3 == 0
-    kept = r.masked_fill(excluded, 0)
-    wr = w3 * kept
-    u3 = 1 if upstream is None else upstream.to(y.dtype).unsqueeze(2)
-    slope = (2 * u3 * wr).masked_fill(excluded, 0) if need[0] or need[1] else r
-    dy = -slope if need[0] else None
-    dx = slope.sum(1, dtype=sums) if need[1] else None
-    dw = (u3 * r * r).sum(1, dtype=sums) if need[2] else None
-    if dw is not None and len(w3) == 1:
+    t, dt_dy, dt_dx = cells.BY_NAME[cell].arrays(y, x.unsqueeze(1), torch)  # (B, c, m)
+    u = 1 if upstream is None else upstream.to(y.dtype).unsqueeze(2)
+
+    def weighted(terms: Tensor) -> Tensor:
+        # by selection where the weight is 0, because 0 * NaN is NaN
+        return terms if weight is None else (weight.unsqueeze(1) * terms).masked_fill(weight.unsqueeze(1) == 0, 0)
+
+    dy = weighted(u * dt_dy) if need[0] else None
+    dx = weighted(u * dt_dx).sum(1, dtype=sums) if need[1] else None
+    dw = (u * t).sum(1, dtype=sums) if need[2] else None
+    if dw is not None and weight is not None and len(weight) == 1:
         dw = dw.sum(0, keepdim=True)
-    return Reduced((wr * kept).sum(2, dtype=sums), dy, dx, dw)
+    return Reduced(weighted(t).sum(2, dtype=sums), dy, dx, dw)
 
 
-def squared_errors(y: Tensor, x: Tensor, weight: Tensor | None, kernel: bool = True) -> Tensor:
+def decoded_errors(cell: str, y: Tensor, x: Tensor, weight: Tensor | None, kernel: bool = True) -> Tensor:
     """Return T (B, c) of y (B, c, m), x (B, m) and weight (B or 1, m), wide and differentiable once."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, x, weight)):
-        return cast(Tensor, _SquaredErrors.apply(y, x, weight, kernel))  # type: ignore[no-untyped-call]
-    return reduced(y, x, weight, kernel=kernel).errors
+        return cast(Tensor, _Errors.apply(cell, y, x, weight, kernel))  # type: ignore[no-untyped-call]
+    return reduced(cell, y, x, weight, kernel=kernel).errors
 
 
-class _SquaredErrors(Function):
+class _Errors(Function):
     """T with its derivative; backward reduces again, with the true upstream gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y: Tensor, x: Tensor, weight: Tensor | None, kernel: bool) -> Tensor:
-        return reduced(y, x, weight, kernel=kernel).errors
+    def forward(cell: str, y: Tensor, x: Tensor, weight: Tensor | None, kernel: bool) -> Tensor:
+        return reduced(cell, y, x, weight, kernel=kernel).errors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.kernel = inputs
+        ctx.cell, *tensors, ctx.kernel = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return None, None, None, None
-        need = ctx.needs_input_grad[:3]
-        inputs = (upstream, *ctx.saved_tensors, need, ctx.kernel)
+            return (None,) * 5
+        need = ctx.needs_input_grad[1:4]
+        inputs = (upstream, ctx.cell, *ctx.saved_tensors, need, ctx.kernel)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             gradients = _Gradients.apply(*inputs)  # type: ignore[no-untyped-call]
         else:
             gradients = _Gradients.forward(*inputs)
-        return *(gradient if needed else None for gradient, needed in zip(gradients, need, strict=True)), None
+        return None, *(gradient if needed else None for gradient, needed in zip(gradients, need, strict=True)), None
 
 
 class _Gradients(Function):
@@ -103,9 +105,15 @@ class _Gradients(Function):
 
     @staticmethod
     def forward(
-        upstream: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, need: tuple[bool, bool, bool], kernel: bool
+        upstream: Tensor,
+        cell: str,
+        y: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        need: tuple[bool, bool, bool],
+        kernel: bool,
     ) -> tuple[Tensor, ...]:
-        gradients = reduced(y, x, weight, upstream, need, kernel)[1:]
+        gradients = reduced(cell, y, x, weight, upstream, need, kernel)[1:]
         return tuple(x.new_empty(0) if gradient is None else gradient.to(x.dtype) for gradient in gradients)
 
     @staticmethod

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mcelbo.anydecoder.squares import reduced
+from mcelbo.anydecoder.reduction import reduced
+from mcelbo_kernels.problem import CELLS
 from tests.any_decoders import BATCH, PIXELS, data
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_reduction_without_a_kernel_is_that_of_the_kernel(shared: bool, weighted: bool) -> None:
+def test_the_reduction_without_a_kernel_is_that_of_the_kernel(cell: str, shared: bool, weighted: bool) -> None:
     a = data(shared=shared).arguments()
     y, upstream = torch.randn(BATCH, 7, PIXELS, dtype=torch.float64), torch.randn(BATCH, 7, dtype=torch.float64)
     weight = None
@@ -21,7 +23,7 @@ def test_the_reduction_without_a_kernel_is_that_of_the_kernel(shared: bool, weig
         y[:, :, 3] = torch.nan
         upstream[1, 1] = torch.inf
     for need in ((False, False, False), (True, True, weighted)):
-        found = [reduced(y, a.x, weight, upstream, need, kernel) for kernel in (True, False)]
+        found = [reduced(cell, y, a.x, weight, upstream, need, kernel) for kernel in (True, False)]
         for one, other in zip(*found, strict=True):
             assert (one is None) == (other is None)
             if one is not None:
