@@ -177,7 +177,7 @@ def test_the_sum_over_pixels_runs_in_vectors(cell: str, real: Any) -> None:
     row = real[::1]
     # compiled anew, because numba shows no code of what it found in its cache
     fresh = numba.jit(**pixels._row.targetoptions)(pixels._row.py_func)
-    fresh.compile((CellType(Cell("identity", True, cell)), row, row, row, real, row))
+    fresh.compile((CellType(Cell("identity", (), cell, True, False)), row, row, row, real, row))
     (code,) = fresh.inspect_llvm().values()
     assert re.search(r"= fadd .*<\d+ x double>", code)
     assert re.search(rf"store <\d+ x {'float' if real is float32 else 'double'}>", code)

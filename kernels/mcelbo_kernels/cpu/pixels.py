@@ -86,7 +86,7 @@ def decoded_errors(
     """
     check_cell(cell, IDENTITY)
     _check(y, x, weight, upstream)
-    kind = Cell(IDENTITY, True, cell)
+    kind = Cell(IDENTITY, (), cell, True, False)
     batch, count, pixels = y.shape
     y, x = contiguous(y), contiguous(x)
     w = None if weight is None else contiguous(weight)
