@@ -38,6 +38,7 @@ class Inputs(NamedTuple):
     layers: Array  # (L, FIELDS) int64
     parameters: Array  # (L,) the activations'
     eps: Array  # (B, n, d), or empty
+    centre: Array  # (B, M) of a quadratic layer, or empty
     upstream: Array  # (B, n) the samples' weights g, or empty where they are 1
     key: tuple[int, bool, int, int]  # seed, antithetic, datum_offset, sample_offset
     num_samples: int

@@ -46,8 +46,12 @@ class CellType(types.Type):
 
 
 register_static(Cell, CellType)
+
+# The likelihood of a pass over the last hidden layer instead of the pixels: see `quadratic`.
+QUADRATIC = "quadratic"
 has_gradient = static(lambda kind: kind.cell.gradient)
 is_weighted = static(lambda kind: kind.cell.weighted)
+is_quadratic = static(lambda kind: kind.cell.likelihood == QUADRATIC)
 
 
 def evaluate(cell, a, x, parameter):

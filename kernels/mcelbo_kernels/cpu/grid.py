@@ -33,7 +33,7 @@ from mcelbo_kernels.cpu.board import (
     wait_for,
 )
 from mcelbo_kernels.cpu.buffers import INPUTS, LEFT, OUTPUTS, TOTAL
-from mcelbo_kernels.cpu.cell import has_gradient
+from mcelbo_kernels.cpu.cell import has_gradient, is_quadratic
 from mcelbo_kernels.cpu.layers import (
     append_one,
     backward,
@@ -44,6 +44,7 @@ from mcelbo_kernels.cpu.layers import (
 )
 from mcelbo_kernels.cpu.noise import copy, fill
 from mcelbo_kernels.cpu.packing import pack_inputs, pack_outputs, unpack_gradient
+from mcelbo_kernels.cpu.quadratic import quadratic_forward, sum_deltas
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
 from mcelbo_kernels.cpu.tile import load_vector, store_vector, zero_vector
 from mcelbo_kernels.numerics.lanes import fma
@@ -153,15 +154,16 @@ def row_task(shape, cell, inputs, first, start, stop, chunk, scratch):
     for index in range(last):
         hidden_forward(shape, cell, inputs, index, start, tiles, chunk, scratch)
     last_forward(shape, cell, inputs, start, tiles, chunk, scratch)
+    quadratic_forward(shape, cell, inputs, start, tiles, chunk, scratch)
     if has_gradient(cell):
-        for index in range(last, inputs.lowest, -1):
+        for index in range(last - is_quadratic(cell), inputs.lowest, -1):
             backward(shape, cell, inputs, index, start, tiles, chunk, scratch)
         if inputs.upstream.size:
             scale_rows(shape, inputs, start, stop, chunk)
 
 
 @part
-def panel_task(shape, cell, inputs, task, count, chunk, scratch, totals):
+def panel_task(shape, cell, inputs, task, first, count, chunk, scratch, totals):
     for index in range(inputs.layers.shape[0]):
         layer = inputs.layers[index]
         panels = panels_of(shape, layer[OUTPUTS])
@@ -170,6 +172,7 @@ def panel_task(shape, cell, inputs, task, count, chunk, scratch, totals):
                 weight_gradient(shape, cell, layer, task, count, chunk, scratch, totals)
             if index == inputs.layers.shape[0] - 1:
                 if totals.x.size:
+                    sum_deltas(shape, cell, inputs, layer, task, first, count, chunk, scratch, totals.x)
                     pixel_gradient(shape, cell, task, count, chunk, totals.x, chunk.dx, False)
                 if totals.weight.size:
                     pixel_gradient(shape, cell, task, count, chunk, totals.weight, chunk.dw, inputs.weight_stride == 0)
@@ -186,7 +189,8 @@ def pack_task(shape, cell, inputs, task, chunk):
             pack_outputs(shape, layer, task, chunk.weights)
             return
         task -= panels
-        panels = panels_of(shape, layer[INPUTS]) if index > inputs.lowest and has_gradient(cell) else 0
+        passed = has_gradient(cell) and inputs.lowest < index < inputs.layers.shape[0] - is_quadratic(cell)
+        panels = panels_of(shape, layer[INPUTS]) if passed else 0
         if task < panels:
             pack_inputs(shape, cell, layer, task, chunk.weights)
             return
@@ -207,11 +211,11 @@ def unpack_task(shape, cell, inputs, task, chunk, totals):
 
 # panels of all layers' outputs, and with `both` of those inputs that gradients pass
 @inline
-def count_panels(shape, inputs, both):
+def count_panels(shape, cell, inputs, both):
     count = 0
     for index in range(inputs.layers.shape[0]):
         count += panels_of(shape, inputs.layers[index, OUTPUTS])
-        if both and index > inputs.lowest:
+        if both and inputs.lowest < index < inputs.layers.shape[0] - is_quadratic(cell):
             count += panels_of(shape, inputs.layers[index, INPUTS])
     return count
 
@@ -221,8 +225,8 @@ def work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads):
     """Take rows begin to end, chunk by chunk, and add up `totals`: all of it as leader, or what is left to take."""
     capacity, rows = chunk.datum.size, rows_of(shape) * scratch.partial.shape[0]
     total = inputs.mu.shape[0] * inputs.num_samples
-    packing = count_panels(shape, inputs, has_gradient(cell)) if begin == 0 else 0
-    panels = count_panels(shape, inputs, False) if has_gradient(cell) else 0
+    packing = count_panels(shape, cell, inputs, has_gradient(cell)) if begin == 0 else 0
+    panels = count_panels(shape, cell, inputs, False) if has_gradient(cell) else 0
     unpacking = panels if end == total else 0
     last = -(-(end - begin) // capacity) * 2 + 1
     opened, taken = -1, False
@@ -254,7 +258,7 @@ def work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads):
             elif task == 0:
                 reduce_rows(shape, inputs, first, count, chunk, scratch, totals)
             else:
-                panel_task(shape, cell, inputs, task - 1, count, chunk, scratch, totals)
+                panel_task(shape, cell, inputs, task - 1, first, count, chunk, scratch, totals)
             atomic_add(board, DONE, 1)
         elif leads:
             if opened >= 0:

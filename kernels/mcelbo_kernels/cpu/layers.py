@@ -11,7 +11,7 @@ import numpy as np
 
 from mcelbo_kernels._compile import inline, jit
 from mcelbo_kernels.cpu.buffers import ACTIVATION, INPUTS, LEFT, OUTPUT, OUTPUTS, PANELS, TOTAL, TRANSPOSED
-from mcelbo_kernels.cpu.cell import activate, evaluate, has_gradient, is_weighted, only_where
+from mcelbo_kernels.cpu.cell import QUADRATIC, activate, evaluate, has_gradient, is_weighted, only_where
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
 from mcelbo_kernels.cpu.tile import (
     ROWS_AT_ONCE,
@@ -119,6 +119,7 @@ def flush_errors(shape, start, tiles, chunk, scratch):
 
 
 # T[q] for the rows of a task, and da where there are gradients
+@only_where(lambda cell: cell.likelihood != QUADRATIC)
 @jit
 def last_forward(shape, cell, inputs, start, tiles, chunk, scratch):
     layer = inputs.layers[inputs.layers.shape[0] - 1]
@@ -173,10 +174,12 @@ def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
 @only_where(lambda cell: cell.gradient)
 @jit
 def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
-    rows, width, lanes, stride = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size * width_of(shape)
+    rows, width, stride = rows_of(shape), width_of(shape), chunk.datum.size * width_of(shape)
     inputs, right = layer[INPUTS], layer[OUTPUT] + p * stride
     total = layer[TOTAL] + p * (inputs + 1) * width
-    for k in range(0, inputs + 1, rows):
+    # the gradient of a quadratic layer is symmetric: complete with its columns up to the diagonal
+    end = min(inputs, (p + 1) * width) if layer[OUTPUT] == layer[LEFT] else inputs + 1
+    for k in range(0, end, rows):
         apart = columns_apart(shape, k, inputs, stride)
         dw = zero_tile(shape)
         whole = count // ROWS_AT_ONCE * ROWS_AT_ONCE
@@ -187,7 +190,7 @@ def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
             at = row * width
             dw = outer_add(shape, dw, chunk.values, layer[LEFT] + at, apart, chunk.values, right + at)
         store_tile(scratch.sums, 0, dw)
-        for r in range(min(rows, inputs + 1 - k)):
+        for r in range(min(rows, end - k)):
             for j in range(width):
                 totals.layers[total + (k + r) * width + j] += scratch.sums[0, r, j]
 

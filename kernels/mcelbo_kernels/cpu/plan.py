@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from mcelbo_kernels.cpu import buffers
 from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
-from mcelbo_kernels.cpu.cell import Cell
+from mcelbo_kernels.cpu.cell import QUADRATIC, Cell
 from mcelbo_kernels.cpu.shape import Shape
 from mcelbo_kernels.problem import Array, Need, Problem
 
@@ -38,13 +38,14 @@ class Layout(NamedTuple):
     totals: int
 
 
-def lay_out(problem: Problem, need: Need, shape: Shape) -> Layout:
+def lay_out(problem: Problem, need: Need, shape: Shape, likelihood: str) -> Layout:
     """Choose what is compiled, how long a chunk is, and where each layer's numbers lie."""
     *hidden, output = (layer.activation.name for layer in problem.layers)
     # the padding of the pixels is excluded by a weight of 0
     weighted = problem.weight is not None or need.x or problem.x.shape[1] % shape.width > 0
+    weighted = weighted and likelihood != QUADRATIC
     gradient = any((need.x, need.weight, need.mu, need.logvar)) or any(map(any, need.layers))
-    cell = Cell(output, tuple(dict.fromkeys(hidden)), problem.cell, gradient, weighted)
+    cell = Cell(output, tuple(dict.fromkeys(hidden)), likelihood, gradient, weighted)
 
     def round_up(size: int) -> int:
         return -(-size // shape.width) * shape.width
@@ -66,6 +67,8 @@ def lay_out(problem: Problem, need: Need, shape: Shape) -> Layout:
             row[buffers.OUTPUT], values = values, values + outputs * capacity
         if any(needed):
             row[buffers.TOTAL], totals = totals, totals + outputs * (size[1] + 1)
+    if likelihood == QUADRATIC:
+        table[-1, buffers.OUTPUT] = table[-1, buffers.LEFT]
     for row, name in zip(table, hidden, strict=False):
         row[buffers.ACTIVATION] = cell.hidden.index(name)
     tiles = max(1, min(TILES_OF_A_TASK, capacity // (shape.rows * TASKS_OF_A_CHUNK)))
@@ -81,13 +84,13 @@ def rows_of_a_chunk(problem: Problem, numbers: int, shape: Shape) -> int:
     return max(1, -(-rows // (chunks * shape.rows))) * shape.rows
 
 
-def prepare(problem: Problem, need: Need, upstream: Array | None, layout: Layout) -> Inputs:
+def prepare(problem: Problem, need: Need, upstream: Array | None, centre: Array | None, layout: Layout) -> Inputs:
     """Pad the pixels to whole panels; a sample weighs 1/n where there is no upstream."""
     draw, real, width = problem.draw, problem.x.dtype, layout.shape.width
     pixels, padding = problem.x.shape[1], -problem.x.shape[1] % width
     weight = problem.weight
     if weight is None:
-        weight = np.ones((1 if padding else 0, pixels), real)
+        weight = np.ones((1 if layout.cell.weighted and padding else 0, pixels), real)
     return Inputs(
         x=padded(problem.x, padding),
         weight=padded(weight, padding),
@@ -97,6 +100,7 @@ def prepare(problem: Problem, need: Need, upstream: Array | None, layout: Layout
         layers=layout.layers,
         parameters=np.array([layer.activation.parameter for layer in problem.layers], real),
         eps=np.empty((0, 0, 0), real) if draw.eps is None else contiguous(draw.eps),
+        centre=np.empty((0, 0), real) if centre is None else padded(centre, padding),
         upstream=np.empty((0, 0), real) if upstream is None else contiguous(upstream.astype(real, copy=False)),
         key=(draw.seed, draw.sampler == "antithetic", draw.datum_offset, draw.sample_offset),
         num_samples=draw.num_samples,
@@ -137,14 +141,17 @@ def chunk_buffers(layout: Layout, inputs: Inputs, need: Need) -> Chunk:
     capacity, width = layout.capacity, layout.shape.width
     nothing, of_pixels = (0, 0, 0), (pixels // width, capacity, width)
     of_latents = (-(-latent // width), capacity, width)
+    values = aligned((layout.values,), real)
+    if layout.cell.likelihood == QUADRATIC and len(inputs.layers) == 1:
+        values.fill(0)  # nobody writes the columns behind the latents, which a quadratic form multiplies with 0
     return Chunk(
         datum=np.zeros(capacity, np.int64),
         g=np.ones(capacity, real),
         weights=aligned((layout.weights,), real),
-        values=aligned((layout.values,), real),
+        values=values,
         spread=aligned(of_latents, real),
         dz=aligned(of_latents if inputs.lowest < 0 else nothing, real),
-        dx=aligned(of_pixels if need.x else nothing, real),
+        dx=aligned(of_pixels if need.x and layout.cell.weighted else nothing, real),
         dw=aligned(of_pixels if need.weight else nothing, real),
         errors=np.zeros(capacity),
     )

@@ -57,7 +57,7 @@ def errors(problem: Problem, threads: int = 1) -> Array:
     (1, 2)
     """
     result = np.empty((problem.x.shape[0], problem.draw.num_samples), problem.x.dtype)
-    run(problem, Need.nothing(problem), None, result, threads)
+    run(problem, Need.nothing(problem), threads, errors=result)
     return result
 
 
@@ -88,13 +88,17 @@ def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple
     >>> moments.mean.shape, gradients.mu.shape
     ((1,), (1, 1))
     """
-    n = problem.draw.num_samples
-    totals, found = run(problem, need, None, None, threads)
+    totals, found = run(problem, need, threads)
+    return moments(totals, problem.draw.num_samples), found
+
+
+def moments(totals: Totals, n: int) -> Moments:
+    """Return the moments of n errors a datum from their sums about a shift."""
     shift, first, second = totals.moments.T
     mean = first / n
     # rounding must not leave a sum of squares below zero
     squares = np.maximum(second - first * mean, 0.0)
-    return Moments(shift + mean, squares), found
+    return Moments(shift + mean, squares)
 
 
 @quietly
@@ -117,15 +121,22 @@ def gradients(problem: Problem, upstream: Array, need: Need, threads: int = 1) -
         If `upstream` has another shape.
     """
     check_upstream(upstream.shape, problem)
-    return run(problem, need, upstream, None, threads)[1]
+    return run(problem, need, threads, upstream=upstream)[1]
 
 
 def run(
-    problem: Problem, need: Need, upstream: Array | None, errors: Array | None, threads: int
+    problem: Problem,
+    need: Need,
+    threads: int,
+    *,
+    upstream: Array | None = None,
+    errors: Array | None = None,
+    likelihood: str | None = None,
+    centre: Array | None = None,
 ) -> tuple[Totals, Gradients]:
     """Run the pass; samples weigh `upstream` (B, n), 1/n where None, and leave their T in `errors` (B, n) if given."""
-    layout = lay_out(problem, need, host_shape(problem.x.dtype.name))
-    inputs = prepare(problem, need, upstream, layout)
+    layout = lay_out(problem, need, host_shape(problem.x.dtype.name), likelihood or problem.cell)
+    inputs = prepare(problem, need, upstream, centre, layout)
     parameters = tuple((contiguous(layer.weight), contiguous(layer.bias)) for layer in problem.layers)
     found = layer_gradients(problem, need)
     for row, arrays, results in zip(layout.layers, parameters, found, strict=True):
