@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from mcelbo_kernels._compile import part
 from mcelbo_kernels.problem import Array
 
 
@@ -40,12 +41,18 @@ class Chunk(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """One thread's buffers."""
+    """One thread's buffers; or those of all threads, with one more axis before the others."""
 
     a: Array  # (1, rows, width): one tile of pre-activations, where no gradient is needed
     column: Array  # (d, rows): one tile's z, latent by latent
     partial: Array  # (rows, lanes): one tile's errors, lane by lane
     sums: Array  # (rows, width): one tile of a weight gradient
+
+
+@part
+def own_scratch(scratches, number):
+    """Return the buffers of one thread."""
+    return Scratch(scratches.a[number], scratches.column[number], scratches.partial[number], scratches.sums[number])
 
 
 class Totals(NamedTuple):

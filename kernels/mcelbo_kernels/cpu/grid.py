@@ -21,7 +21,9 @@ from mcelbo_kernels._compile import inline, jit, part
 from mcelbo_kernels.cpu.board import (
     DONE,
     PHASE,
+    RUN,
     TASK,
+    THREADS,
     TICKET,
     atomic_add,
     atomic_load,
@@ -29,8 +31,11 @@ from mcelbo_kernels.cpu.board import (
     open_phase,
     wait_for,
 )
+from mcelbo_kernels.cpu.buffers import own_scratch
 from mcelbo_kernels.cpu.cell import evaluate, has_gradient
 from mcelbo_kernels.cpu.noise import copy, fill
+from mcelbo_kernels.cpu.rest import rest
+from mcelbo_kernels.cpu.team import call_again
 from mcelbo_kernels.cpu.tile import (
     add_lane_sums,
     columns_of,
@@ -243,12 +248,16 @@ def panel_task(shape, inputs, p, count, chunk, scratch, totals):
 
 
 @jit
-def work(shape, cell, inputs, upstream, begin, end, chunk, scratch, totals, board, leads):
-    """Take rows begin to end, chunk by chunk, and add up `totals`: all of it as leader, or what is left to take."""
+def work(shape, cell, inputs, upstream, begin, end, chunk, scratches, totals, board, number):
+    """Take rows begin to end, chunk by chunk, and add up `totals`: all of it as number 0, or what is left to take."""
+    if number < 0:
+        call_again(board[RUN], board[THREADS])
+        return
+    scratch = own_scratch(scratches, number)
     capacity, rows = chunk.datum.size, rows_of(shape) * TILES_OF_A_TASK
     phases = -(-(end - begin) // capacity) * 2
     panel_tasks = 1 + (inputs.x.shape[1] // width_of(shape) if has_gradient(cell) else 0)
-    opened, taken = -1, False
+    opened, taken, turns = -1, False, 0
     while True:
         ticket = atomic_add(board, TICKET, 1) if taken else atomic_load(board, TICKET)
         if ticket < 0:
@@ -259,7 +268,7 @@ def work(shape, cell, inputs, upstream, begin, end, chunk, scratch, totals, boar
         tasks = panel_tasks if phase % 2 else -(-count // rows)
         if task < tasks and not taken:
             # there seems to be something to take: whatever the next ticket says is then ours
-            taken = True
+            taken, turns = True, 0
             continue
         if task < tasks:
             if phase % 2 == 0:
@@ -270,7 +279,7 @@ def work(shape, cell, inputs, upstream, begin, end, chunk, scratch, totals, boar
             else:
                 panel_task(shape, inputs, task - 1, count, chunk, scratch, totals)
             atomic_add(board, DONE, 1)
-        elif leads:
+        elif number == 0:
             if opened >= 0:
                 wait_for(board, tasks)
             opened += 1
@@ -278,4 +287,7 @@ def work(shape, cell, inputs, upstream, begin, end, chunk, scratch, totals, boar
                 close(board)
             else:
                 open_phase(board, opened)
+        else:
+            rest(turns)
+            turns += 1
         taken = False

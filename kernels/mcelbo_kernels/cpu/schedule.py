@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mcelbo_kernels.cpu.board import close, new_board
 from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
 from mcelbo_kernels.cpu.cell import Cell
-from mcelbo_kernels.cpu.crew import call_on_helpers
+from mcelbo_kernels.cpu.crew import carry_out
 from mcelbo_kernels.cpu.grid import work
 from mcelbo_kernels.cpu.tile import Shape, host_shape
 from mcelbo_kernels.problem import Array, Gradients, Moments, Need, Problem, check_upstream
@@ -23,10 +22,6 @@ CHUNKS_OF_A_CALL = 64
 # Below so many multiplications a helper is not worth waking.
 WORTH_A_HELPER = 1 << 22
 NOTHING = Need(False, False, False, False, ((False, False),))
-
-# What was compiled in this process: helpers are called only then, because a thread that compiles can meet a lock that
-# the importing thread holds.
-compiled: set[tuple[Shape, Cell]] = set()
 
 
 # Infinities are results here, and NumPy would warn of them.
@@ -159,20 +154,12 @@ def share(
     helpers: int,
 ) -> None:
     """Take rows begin to end, with helpers if there are any."""
-    board = new_board()
+    scratches = thread_buffers(shape, inputs, 1 + helpers)
 
-    def take_part(leads: bool) -> None:
-        scratch = thread_buffers(shape, inputs)
-        work(shape, cell, inputs, weights, begin, end, chunk, scratch, totals, board, leads)
+    def take_part(board: Array, number: int) -> None:
+        work(shape, cell, inputs, weights, begin, end, chunk, scratches, totals, board, number)
 
-    try:
-        if helpers and (shape, cell) in compiled:
-            call_on_helpers(lambda: take_part(False), helpers)
-        take_part(True)
-    finally:
-        # An interrupt may come before the leader leads: helpers must not wait for it then.
-        close(board)
-    compiled.add((shape, cell))
+    carry_out(take_part, helpers, (shape, cell))
 
 
 def flags(need: Need) -> tuple[bool, ...]:
@@ -250,15 +237,16 @@ def chunk_buffers(shape: Shape, cell: Cell, inputs: Inputs, rows: int, need: Nee
     )
 
 
-def thread_buffers(shape: Shape, inputs: Inputs) -> Scratch:
-    """Allocate the buffers of one thread."""
+def thread_buffers(shape: Shape, inputs: Inputs, threads: int) -> Scratch:
+    """Allocate the buffers of all threads, whole cache lines for each."""
     real = inputs.x.dtype
     tile = (shape.rows, shape.width)
+    latent = round_up(inputs.mu.shape[1], CACHE_LINE // real.itemsize)
     return Scratch(
-        a=aligned((1, *tile), real),
-        column=aligned((inputs.mu.shape[1], shape.rows), real),
-        partial=aligned((shape.rows, shape.lanes), real),
-        sums=aligned(tile, real),
+        a=aligned((threads, 1, *tile), real),
+        column=aligned((threads, latent, shape.rows), real),
+        partial=aligned((threads, shape.rows, shape.lanes), real),
+        sums=aligned((threads, *tile), real),
     )
 
 
