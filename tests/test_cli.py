@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("rich", reason="needs the extra 'demo'")
 
 from mcelbo import cli, doctor
+from mcelbo_kernels import cpu
 
 EXTRAS = ("matplotlib", "PIL", "rich", "sklearn")
 
@@ -35,6 +36,17 @@ def test_a_doctor_finds_the_fused_path_working(capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     for start, part in (("versions", f"mcelbo {version('mcelbo')}"), ("threads", "torch"), ("fused CPU path", "works")):
         assert any(line.startswith(start) and part in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("team", "said"), [(cpu.Team("somebody's team", 1), "somebody's team"), (None, "a pool of mcelbo's own")]
+)
+def test_a_doctor_says_who_helps(
+    team: cpu.Team | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "present_team", lambda: team)
+    cli.main(["doctor"])
+    assert f"helpers         {said}\n" in capsys.readouterr().out
 
 
 def test_a_doctor_says_where_kernels_are_kept(

@@ -13,6 +13,7 @@ from torch import nn
 
 import mcelbo
 from mcelbo_kernels._compile import DIRECTORY
+from mcelbo_kernels.cpu import present_team
 
 PACKAGES = ("mcelbo", "torch", "numba", "llvmlite", "numpy")
 # Sums of some hundred float32 terms, in two orders: an epsilon for each of about a hundred roundings.
@@ -22,11 +23,13 @@ TOLERANCE = 100 * torch.finfo(torch.float32).eps
 def run() -> int:
     """Print the facts and the result of the check; return 0 if the fused path works."""
     works, verdict = fused_path()
+    team = present_team()
     installed = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     facts = {
         "versions": f"{installed}, Python {platform.python_version()}",
         "machine": f"{platform.system()} {platform.machine()}, {llvmlite.binding.get_host_cpu_name()}",
         "threads": f"torch {torch.get_num_threads()}, numba {numba.config.NUMBA_NUM_THREADS}, cores {os.cpu_count()}",
+        "helpers": team.name if team else "a pool of mcelbo's own",
         "kernel cache": DIRECTORY or "no folder for it can be written: kernels are compiled anew in every process",
         "fused CPU path": verdict,
     }

@@ -1,7 +1,18 @@
 """The CPU backend: the functions of `mcelbo_kernels.reference`, fast and in the problem's own precision."""
 
+from mcelbo_kernels.cpu.crew import Team, present_team, use_team
 from mcelbo_kernels.cpu.noise import noise
 from mcelbo_kernels.cpu.pixels import DecodedErrors, decoded_errors
 from mcelbo_kernels.cpu.schedule import errors, gradients, value_and_gradients
 
-__all__ = ["DecodedErrors", "decoded_errors", "errors", "gradients", "noise", "value_and_gradients"]
+__all__ = [
+    "DecodedErrors",
+    "Team",
+    "decoded_errors",
+    "errors",
+    "gradients",
+    "noise",
+    "present_team",
+    "use_team",
+    "value_and_gradients",
+]

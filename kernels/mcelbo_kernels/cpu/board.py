@@ -6,6 +6,8 @@ never, changes only how long it takes.
 
     TICKET   phase * 2^32 + the next task of that phase, negative once the call is over
     DONE     how many tasks of the phase are finished
+
+Two more words never change: RUN, the address of a function that lends a team, and THREADS, how many it is asked for.
 """
 
 from __future__ import annotations
@@ -18,19 +20,22 @@ from numba import types
 from numba.extending import intrinsic
 
 from mcelbo_kernels._compile import inline, jit
+from mcelbo_kernels.cpu.rest import rest
 from mcelbo_kernels.cpu.tile import pointer
 from mcelbo_kernels.problem import Array
 
-TICKET, DONE = 0, 8  # a cache line apart
+TICKET, DONE, RUN, THREADS = 0, 8, 16, 17  # a cache line apart
 PHASE = 32
 TASK = (1 << PHASE) - 1
 OVER = -(1 << 62)
+# The number under which a kernel is called that is to have a team call it again.
+TEAM = -1
 
 
-def new_board() -> Array:
+def new_board(run: int = 0, threads: int = 1) -> Array:
     """Return a board on which nothing is open yet."""
-    board = np.zeros(16, np.int64)
-    board[TICKET] = TASK
+    board = np.zeros(24, np.int64)
+    board[TICKET], board[RUN], board[THREADS] = TASK, run, threads
     return board
 
 
@@ -77,8 +82,10 @@ def open_phase(board, phase):
 @inline
 def wait_for(board, tasks):
     """Wait until all tasks of the phase are finished."""
+    turns = 0
     while atomic_load(board, DONE) < tasks:
-        pass
+        rest(turns)
+        turns += 1
 
 
 @jit

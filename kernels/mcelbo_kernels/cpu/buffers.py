@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from mcelbo_kernels._compile import part
 from mcelbo_kernels.problem import Array
 
 # Columns of `Inputs.layers`.
@@ -61,11 +62,17 @@ class Chunk(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """One thread's buffers, for a task of up to `tiles` tiles."""
+    """One thread's buffers, for a task of up to `tiles` tiles; or those of all threads, with one more axis in front."""
 
     eps: Array  # (tiles rows, d)
     sums: Array  # (1, rows, width): one tile's results
     partial: Array  # (tiles, rows, lanes): errors, lane by lane
+
+
+@part
+def own_scratch(scratches, number):
+    """Return the buffers of one thread."""
+    return Scratch(scratches.eps[number], scratches.sums[number], scratches.partial[number])
 
 
 class Totals(NamedTuple):

@@ -24,7 +24,9 @@ from mcelbo_kernels._compile import inline, jit, part
 from mcelbo_kernels.cpu.board import (
     DONE,
     PHASE,
+    RUN,
     TASK,
+    THREADS,
     TICKET,
     atomic_add,
     atomic_load,
@@ -32,7 +34,7 @@ from mcelbo_kernels.cpu.board import (
     open_phase,
     wait_for,
 )
-from mcelbo_kernels.cpu.buffers import INPUTS, LEFT, OUTPUTS, TOTAL
+from mcelbo_kernels.cpu.buffers import INPUTS, LEFT, OUTPUTS, TOTAL, own_scratch
 from mcelbo_kernels.cpu.cell import has_gradient, is_quadratic
 from mcelbo_kernels.cpu.layers import (
     append_one,
@@ -45,7 +47,9 @@ from mcelbo_kernels.cpu.layers import (
 from mcelbo_kernels.cpu.noise import copy, fill
 from mcelbo_kernels.cpu.packing import pack_inputs, pack_outputs, unpack_gradient
 from mcelbo_kernels.cpu.quadratic import quadratic_forward, sum_deltas
+from mcelbo_kernels.cpu.rest import rest
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
+from mcelbo_kernels.cpu.team import call_again
 from mcelbo_kernels.cpu.tile import load_vector, store_vector, zero_vector
 from mcelbo_kernels.numerics.lanes import fma
 
@@ -221,15 +225,19 @@ def count_panels(shape, cell, inputs, both):
 
 
 @jit
-def work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads):
-    """Take rows begin to end, chunk by chunk, and add up `totals`: all of it as leader, or what is left to take."""
+def work(shape, cell, inputs, begin, end, chunk, scratches, totals, board, number):
+    """Take rows begin to end, chunk by chunk, and add up `totals`: all of it as number 0, or what is left to take."""
+    if number < 0:
+        call_again(board[RUN], board[THREADS])
+        return
+    scratch = own_scratch(scratches, number)
     capacity, rows = chunk.datum.size, rows_of(shape) * scratch.partial.shape[0]
     total = inputs.mu.shape[0] * inputs.num_samples
     packing = count_panels(shape, cell, inputs, has_gradient(cell)) if begin == 0 else 0
     panels = count_panels(shape, cell, inputs, False) if has_gradient(cell) else 0
     unpacking = panels if end == total else 0
     last = -(-(end - begin) // capacity) * 2 + 1
-    opened, taken = -1, False
+    opened, taken, turns = -1, False, 0
     while True:
         ticket = atomic_add(board, TICKET, 1) if taken else atomic_load(board, TICKET)
         if ticket < 0:
@@ -245,7 +253,7 @@ def work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads):
             tasks = -(-count // rows) if phase % 2 else 1 + panels
         if task < tasks and not taken:
             # there seems to be something to take: whatever the next ticket says is then ours
-            taken = True
+            taken, turns = True, 0
             continue
         if task < tasks:
             if phase == 0:
@@ -260,7 +268,7 @@ def work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads):
             else:
                 panel_task(shape, cell, inputs, task - 1, first, count, chunk, scratch, totals)
             atomic_add(board, DONE, 1)
-        elif leads:
+        elif number == 0:
             if opened >= 0:
                 wait_for(board, tasks)
             opened += 1
@@ -268,4 +276,7 @@ def work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads):
                 close(board)
             else:
                 open_phase(board, opened)
+        else:
+            rest(turns)
+            turns += 1
         taken = False

@@ -157,14 +157,14 @@ def chunk_buffers(layout: Layout, inputs: Inputs, need: Need) -> Chunk:
     )
 
 
-def thread_buffers(layout: Layout, inputs: Inputs) -> Scratch:
-    """Allocate the buffers of one thread."""
+def thread_buffers(layout: Layout, inputs: Inputs, threads: int) -> Scratch:
+    """Allocate the buffers of all threads."""
     shape, real = layout.shape, inputs.x.dtype
-    partial = aligned((layout.tiles, shape.rows, shape.lanes), real)
+    partial = aligned((threads, layout.tiles, shape.rows, shape.lanes), real)
     partial.fill(0)
     return Scratch(
-        eps=aligned((layout.tiles * shape.rows, inputs.mu.shape[1]), real),
-        sums=aligned((1, shape.rows, shape.width), real),
+        eps=aligned((threads, layout.tiles * shape.rows, inputs.mu.shape[1]), real),
+        sums=aligned((threads, 1, shape.rows, shape.width), real),
         partial=partial,
     )
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mcelbo_kernels.cpu import buffers
-from mcelbo_kernels.cpu.board import close, new_board
 from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Totals, contiguous
-from mcelbo_kernels.cpu.cell import Cell
-from mcelbo_kernels.cpu.crew import call_on_helpers
+from mcelbo_kernels.cpu.crew import carry_out
 from mcelbo_kernels.cpu.grid import work
 from mcelbo_kernels.cpu.plan import (
     Layout,
@@ -18,18 +16,13 @@ from mcelbo_kernels.cpu.plan import (
     prepare,
     thread_buffers,
 )
-from mcelbo_kernels.cpu.shape import Shape, host_shape
+from mcelbo_kernels.cpu.shape import host_shape
 from mcelbo_kernels.problem import Array, Gradients, Moments, Need, Problem, check_upstream
 
 # A call into the kernel returns after so many chunks, so that Ctrl-C is heard.
 CHUNKS_OF_A_CALL = 64
 # Below so many multiplications a helper is not worth waking.
 WORTH_A_HELPER = 1 << 22
-
-# What was compiled in this process: helpers are called only then, because a thread that compiles can meet a lock that
-# the importing thread holds.
-compiled: set[tuple[Shape, Cell]] = set()
-
 
 # Infinities are results here, and NumPy would warn of them.
 quietly = np.errstate(over="ignore", invalid="ignore")
@@ -153,20 +146,12 @@ def run(
 
 def share(layout: Layout, inputs: Inputs, begin: int, end: int, chunk: Chunk, totals: Totals, helpers: int) -> None:
     """Take rows begin to end, with helpers if there are any."""
-    board, shape, cell = new_board(), layout.shape, layout.cell
+    scratches = thread_buffers(layout, inputs, 1 + helpers)
 
-    def take_part(leads: bool) -> None:
-        scratch = thread_buffers(layout, inputs)
-        work(shape, cell, inputs, begin, end, chunk, scratch, totals, board, leads)
+    def take_part(board: Array, number: int) -> None:
+        work(layout.shape, layout.cell, inputs, begin, end, chunk, scratches, totals, board, number)
 
-    try:
-        if helpers and (shape, cell) in compiled:
-            call_on_helpers(lambda: take_part(False), helpers)
-        take_part(True)
-    finally:
-        # An interrupt may come before the leader leads: helpers must not wait for it then.
-        close(board)
-    compiled.add((shape, cell))
+    carry_out(take_part, helpers, (layout.shape, layout.cell))
 
 
 def address(array: Array | None) -> int:
