@@ -11,11 +11,12 @@ from mcelbo.likelihoods import Bernoulli, Gaussian
 from mcelbo.losses import ELBOLoss, expected_squared_error, posterior_parameters
 from mcelbo.sampling import noise
 from mcelbo.spread import Spread, reconstruction_spread
-from mcelbo.threads import torch_team
-from mcelbo_kernels.cpu import use_team
+from mcelbo.threads import product, torch_team
+from mcelbo_kernels.cpu import use_products, use_team
 
 __version__ = version("mcelbo")
 use_team(torch_team())
+use_products(product)
 __all__ = [
     "Bernoulli",
     "Bound",

@@ -72,10 +72,13 @@ def prepare(
     """Check all that can be checked without the decoder, and without looking at the values of any data."""
     draw = Draw(
         as_integer("num_samples", num_samples),
-        sampler=sampler,
+        # the expectation itself draws nothing
+        sampler="iid" if sampler == "exact" else sampler,
         datum_offset=as_integer("datum_offset", datum_offset),
         sample_offset=as_integer("sample_offset", sample_offset),
     )
+    if eps is not None and sampler == "exact":
+        raise ValueError("eps was given together with sampler='exact', which uses no noise: give one of them")
     if eps is not None and (seed is not None or generator is not None):
         raise ValueError("eps was given together with seed or generator: eps is the noise itself, so give one of them")
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():

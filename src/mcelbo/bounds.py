@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mcelbo.arguments import Arguments, Sums, check_option, prepare
 from mcelbo.decoders import Decoder
+from mcelbo.exact import EXACT
 from mcelbo.likelihoods import Gaussian, Likelihood, Scalar, scalar
 from mcelbo.paths import sum_of_errors
 
@@ -158,7 +159,8 @@ def _bound(arguments: Arguments, sums: Sums, likelihood: Likelihood, beta: Scala
     with torch.no_grad():
         reconstruction = (-sums.mean / divisor - constant).to(a.x.dtype)  # (B,)
         # the samples' variance over n, (1 / (n - 1)) sum_i (T_i - mean)^2 / n / divisor^2; 0 / 0 for one sample
-        variance = (sums.squares / (n * (n - 1)) / divisor**2).to(a.x.dtype)  # (B,)
-        independent = a.eps is not None or a.sampler == "iid"
+        pairs = 1 if a.sampler == EXACT else n * (n - 1)
+        variance = (sums.squares / pairs / divisor**2).to(a.x.dtype)  # (B,)
+        independent = a.eps is not None or a.sampler in ("iid", EXACT)
         kl = kl.detach()
         return Bound(loss, reconstruction - beta * kl, reconstruction, kl, variance if independent else None)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from mcelbo.arguments import Arguments, check_tensor, promote
+from mcelbo_kernels.cpu import gram
 from mcelbo_kernels.problem import Activation, accepts, check_layers
 
 Decoder = Callable[[Tensor], Tensor]
@@ -46,7 +47,8 @@ class Explanation(NamedTuple):
     Attributes
     ----------
     path : str
-        "grid": sample, decode, squared error and sum are one fused pass. "any": the decoder runs on chunks of samples.
+        "grid": sample, decode, error and sum are one fused pass. "gram": sums of squared errors come from a fused pass
+        that stops at the last hidden layer and touches no pixel. "any": the decoder runs on chunks of samples.
     device : str
         "cpu" or "cuda".
     reason : str
@@ -57,7 +59,7 @@ class Explanation(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        way = "is fused into one pass" if self.path == "grid" else "runs on chunks of samples"
+        way = "runs on chunks of samples" if self.path == "any" else "is fused into one pass"
         return f"{self.path} on {self.device}: the decoder {way}, because {self.reason}"
 
 
@@ -108,7 +110,7 @@ def _in_words(description: Description) -> str:
     return f"{len(layers)} affine layers, {' to '.join(map(str, widths))}, with {last}"
 
 
-def explain(decoder: Decoder, x: Tensor | None = None) -> Explanation:
+def explain(decoder: Decoder, x: Tensor | None = None, num_samples: int | None = None) -> Explanation:
     """Say which path a decoder takes, and why.
 
     A decoder that is a stack of affine layers :math:`f(W z + b)` with pointwise activations f is fused: its samples are
@@ -122,6 +124,9 @@ def explain(decoder: Decoder, x: Tensor | None = None) -> Explanation:
     x : Tensor, optional
         Data of shape (B, m) or (B, ...); its device counts and its pixels are compared with the decoder's. Without it
         the device is that of the decoder's first parameter.
+    num_samples : int, optional
+        With x, whether a sum or mean of squared errors over so many samples takes the quadratic form of the last hidden
+        layer, which identity output allows, is answered too.
 
     Returns
     -------
@@ -152,7 +157,17 @@ def explain(decoder: Decoder, x: Tensor | None = None) -> Explanation:
     path = choose(decoder, device)
     if x is not None and path.description is not None:
         _check_output(path.description, x.shape[1:], x.shape)
+        if num_samples is not None and path.fused and _takes_gram(path.description, len(x), num_samples):
+            reason = f"{path.explanation.reason}, and sums of its squared errors are a quadratic form of its last input"
+            return path.explanation._replace(path="gram", reason=reason)
     return path.explanation
+
+
+def _takes_gram(description: Description, batch: int, num_samples: int) -> bool:
+    """Tell whether sums of squared errors go by the quadratic form of the last layer's input."""
+    last = description.layers[-1]
+    pixels, hidden = last.weight.shape
+    return last.activation.name == "identity" and gram.pays(batch, num_samples, hidden, pixels)
 
 
 def parameters(description: Description, arguments: Arguments) -> list[Tensor]:

@@ -1,9 +1,11 @@
 """The CPU backend: the functions of `mcelbo_kernels.reference`, fast and in the problem's own precision."""
 
 from mcelbo_kernels.cpu.crew import Team, present_team, use_team
+from mcelbo_kernels.cpu.gram import use_products
 from mcelbo_kernels.cpu.noise import noise
 from mcelbo_kernels.cpu.pixels import DecodedErrors, decoded_errors
-from mcelbo_kernels.cpu.schedule import errors, gradients, value_and_gradients
+from mcelbo_kernels.cpu.schedule import errors, gradients
+from mcelbo_kernels.cpu.sums import value_and_gradients
 
 __all__ = [
     "DecodedErrors",
@@ -13,6 +15,7 @@ __all__ = [
     "gradients",
     "noise",
     "present_team",
+    "use_products",
     "use_team",
     "value_and_gradients",
 ]

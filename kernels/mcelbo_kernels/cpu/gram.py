@@ -15,7 +15,6 @@ better than its centre is not: so this serves sums and means alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +25,24 @@ from mcelbo_kernels.cpu.schedule import moments, quietly, run
 from mcelbo_kernels.problem import Array, Gradients, Layer, Moments, Need, Problem
 
 Multiply = Callable[[Array, Array], Array]
+
+_multiply: Multiply = np.matmul
+
+
+def use_products(multiply: Multiply) -> None:
+    """Let `multiply` do the plain products of matrices, in place of `numpy.matmul`.
+
+    Parameters
+    ----------
+    multiply : callable
+        (a, b) -> a b for two matrices of any strides and of one dtype.
+
+    Examples
+    --------
+    >>> use_products(np.matmul)
+    """
+    global _multiply
+    _multiply = multiply
 
 
 def applies(problem: Problem) -> bool:
@@ -46,17 +63,13 @@ def pays(batch: int, samples: int, hidden: int, pixels: int) -> bool:
 
 
 @quietly
-def value_and_gradients(
-    problem: Problem, need: Need, threads: int = 1, multiply: Multiply = np.matmul
-) -> tuple[Moments, Gradients]:
-    """Return what `schedule.value_and_gradients` returns, for problems that `applies` holds for.
-
-    `multiply` does the plain products of matrices.
-    """
-    *hidden, last = problem.layers
+def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple[Moments, Gradients]:
+    """Return what `schedule.value_and_gradients` returns, for problems that `applies` holds for."""
+    multiply, (*hidden, last) = _multiply, problem.layers
     w_, real = last.weight, problem.x.dtype
     centre = hidden_values(problem, multiply)
-    r0 = problem.x - (multiply(centre, w_.T) + last.bias)
+    # The one difference of large numbers: of a good fit little would be left in single precision.
+    r0 = (problem.x - (multiply(centre.astype(np.float64), w_.T.astype(np.float64)) + last.bias)).astype(real)
     weighted = r0 if problem.weight is None else np.where(problem.weight == 0, real.type(0), problem.weight * r0)
     scaled = w_ if problem.weight is None else problem.weight.T * w_
     inner = Problem(
@@ -72,7 +85,9 @@ def value_and_gradients(
     inner_need = Need(sums, False, need.mu, need.logvar, (*need.layers[:-1], (squares, False)))
     totals, found = run(inner, inner_need, threads, likelihood=QUADRATIC, centre=centre if hidden else None)
     result = moments(totals, problem.draw.num_samples)
-    fit = np.einsum("bj,bj->b", weighted, r0, dtype=np.float64)
+    fit = np.einsum(
+        "bj,bj->b", weighted, r0 if problem.weight is None else np.where(problem.weight == 0, 0, r0), dtype=np.float64
+    )
     result = result._replace(mean=result.mean + fit)
     if not sums:
         return result, Gradients(None, None, found.mu, found.logvar, (*found.layers[:-1], (None, None)))

@@ -22,6 +22,7 @@ from mcelbo_kernels.cpu.buffers import (
 )
 from mcelbo_kernels.cpu.cell import only_where
 from mcelbo_kernels.cpu.shape import width_of
+from mcelbo_kernels.cpu.tile import load_row, store_tile
 
 
 @intrinsic
@@ -63,10 +64,11 @@ def pack_inputs(shape, cell, layer, p, weights):
     panel = layer[TRANSPOSED] + p * layer[OUTPUTS] * width
     there = min(width, inputs - p * width)
     for o in range(layer[OUTPUTS]):
-        for j in range(there):
-            weights[panel + o * width + j] = weight[o * inputs + p * width + j]
-        for j in range(there, width):
-            weights[panel + o * width + j] = 0
+        if there == width:
+            store_tile(weights, panel + o * width, load_row(shape, weight, o * inputs + p * width))
+        else:
+            for j in range(width):
+                weights[panel + o * width + j] = weight[o * inputs + p * width + j] if j < there else 0
 
 
 # dW[first + j, k] = scale panel[k, j],   dc[first + j] = scale panel[I, j]

@@ -1,0 +1,123 @@
+"""Sums by the quadratic form of the last hidden layer: against the reference and against the grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+
+from mcelbo_kernels import cpu, reference
+from mcelbo_kernels.cpu import gram
+from mcelbo_kernels.problem import Activation, Draw, Layer, Need, Problem
+from tests.strategies import problems
+from tests.torch_twin import named
+
+Array = Any
+OUTPUT = ("identity", "relu")
+
+
+@given(problem=problems(max_layers=2, names=OUTPUT, cells=("squared_error",)))
+def test_against_the_reference(problem: Problem) -> None:
+    assume(gram.applies(problem))
+    need = Need.everything(problem)
+    exact, exact_gradients = reference.value_and_gradients(problem, need)
+    moments, gradients = cpu.value_and_gradients(problem, need, algorithm="gram")
+    n = problem.draw.num_samples
+    # the terms are those of the direct sum about another origin: of order one, as the data are
+    eps = (100 + 10 * (len(problem.x) * n) ** 0.5) * np.finfo(problem.x.dtype).eps
+    size = max([1.0, *(np.abs(array).max(initial=0) for array in (exact.mean, *named(exact_gradients).values()))])
+    assert set(named(gradients)) == set(named(exact_gradients))
+    for name, array in named(exact_gradients).items():
+        found = named(gradients)[name]
+        assert found.shape == array.shape
+        assert found.dtype == problem.x.dtype
+        assert np.abs(found - array).max(initial=0) <= eps * size, name
+    assert np.abs(moments.mean - exact.mean).max(initial=0) <= eps * size
+    assert np.abs(moments.squares - exact.squares).max(initial=0) <= eps * n * size**2
+
+
+def well_fitted(real: Any, hidden: int | None = None, n: int = 64) -> Problem:
+    """Data of order one that the decoder fits to a thousandth, with samples as close."""
+    rng = np.random.default_rng(0)
+    batch, latent, pixels = 6, 5, 70
+    layers = []
+    widths = (latent, pixels) if hidden is None else (latent, hidden, pixels)
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        name = "identity" if outputs == pixels else "tanh"
+        weight = rng.standard_normal((outputs, inputs)) / inputs**0.5
+        layers.append(Layer(weight.astype(real), rng.standard_normal(outputs).astype(real), Activation(name)))
+    mu = rng.standard_normal((batch, latent)).astype(real)
+    h = mu
+    for layer in layers:
+        h = h @ layer.weight.T + layer.bias
+        h = np.tanh(h) if layer.activation.name == "tanh" else h
+    x = (h + 1e-3 * rng.standard_normal(h.shape)).astype(real)
+    logvar = np.full((batch, latent), 2 * np.log(1e-3), real)
+    return Problem(x, mu, logvar, tuple(layers), Draw(n, 1))
+
+
+@pytest.mark.parametrize("hidden", [None, 33])
+def test_a_well_fitted_model_is_summed_as_exactly_as_by_the_grid(hidden: int | None) -> None:
+    problem = well_fitted(np.float32, hidden)
+    need = Need.everything(problem)
+    exact, exact_gradients = reference.value_and_gradients(problem, need)
+    moments, gradients = cpu.value_and_gradients(problem, need, algorithm="gram")
+    direct, direct_gradients = cpu.value_and_gradients(problem, need, algorithm="grid")
+    error, error_of_grid = (np.abs(found.mean / exact.mean - 1).max() for found in (moments, direct))
+    assert error <= error_of_grid + 1e-6
+    for name, truth in named(exact_gradients).items():
+        ours, theirs = (np.abs(named(found)[name] - truth).max() for found in (gradients, direct_gradients))
+        assert ours <= theirs + 1e-6 * np.abs(truth).max(), name
+
+
+def test_frozen_parts_are_left_out_and_change_nothing() -> None:
+    problem = replace(well_fitted(np.float32, 33), weight=np.linspace(0, 2, 70, dtype=np.float32)[None])
+    everything = named(gram.value_and_gradients(problem, Need.everything(problem))[1])
+    for x, weight, mu, first, second, bias in np.ndindex(2, 2, 2, 2, 2, 2):
+        layers = ((bool(first), False), (bool(second), bool(bias)))
+        need = Need(bool(x), bool(weight), bool(mu), False, layers)
+        found = named(gram.value_and_gradients(problem, need)[1])
+        assert len(found) == x + weight + mu + first + second + bias
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, everything[name])
+
+
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    problem = well_fitted(np.float32, 33, n=2000)
+    need = Need.everything(problem)
+    moments, gradients = gram.value_and_gradients(problem, need, 1)
+    for threads in (2, 3):
+        again, same = gram.value_and_gradients(problem, need, threads)
+        np.testing.assert_array_equal(again, moments)
+        for name, array in named(gradients).items():
+            np.testing.assert_array_equal(named(same)[name], array)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_weight_of_zero_excludes_whatever_the_pixel_holds(bad: float) -> None:
+    clean = replace(well_fitted(np.float32), weight=np.ones((1, 70), np.float32))
+    assert clean.weight is not None
+    clean.weight[:, 5] = 0
+    dirty = replace(clean, x=clean.x.copy())
+    dirty.x[:, 5] = bad
+    need = Need.everything(clean)._replace(weight=False)
+    one, other = (gram.value_and_gradients(problem, need) for problem in (clean, dirty))
+    np.testing.assert_array_equal(one[0], other[0])
+    for name, array in named(one[1]).items():
+        np.testing.assert_array_equal(named(other[1])[name], array)
+
+
+def test_where_it_does_not_apply() -> None:
+    problem = well_fitted(np.float32)
+    need = Need.everything(problem)
+    each = replace(problem, weight=np.ones((6, 70), np.float32))
+    sigmoid = replace(problem, layers=(replace(problem.layers[0], activation=Activation("sigmoid")),))
+    logits = replace(problem, cell="bernoulli")
+    for other in (each, sigmoid, logits):
+        with pytest.raises(ValueError, match="algorithm is 'gram': expected the squared error"):
+            cpu.value_and_gradients(other, need, algorithm="gram")
+    with pytest.raises(ValueError, match="algorithm is 'fast': expected one of 'auto', 'grid', 'gram'"):
+        cpu.value_and_gradients(problem, need, algorithm="fast")
