@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import signal
 import subprocess
@@ -245,3 +246,7 @@ def test_the_pool_starts_when_it_is_first_needed() -> None:
     text = "from mcelbo_kernels import cpu; from mcelbo_kernels.cpu import crew; assert crew._pool is None"
     subprocess.run([sys.executable, "-c", text], check=True, timeout=60)
     assert crew.call_on_pool(lambda number: None, 1) is None
+
+
+def test_the_examples_run() -> None:
+    assert doctest.testmod(crew).failed == 0

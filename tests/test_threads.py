@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import doctest
 import os
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def run_script(text: str) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch runs on another library")
 def test_the_team_is_found_where_torch_says_that_it_has_one() -> None:
     has_one = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
-    assert (threads.torch_team() is not None) == has_one
+    assert (threads.torch_team() is not None) == (has_one and not threads.forked())
     assert cpu.present_team() == threads.torch_team()
 
 
@@ -67,6 +68,11 @@ def test_no_team_is_no_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert threads.torch_team() is None
     monkeypatch.setattr(sys, "platform", "darwin")
     assert threads.torch_team() is None
+
+
+@needs_team
+def test_the_examples_run() -> None:
+    assert doctest.testmod(threads).failed == 0
 
 
 @needs_team
