@@ -45,6 +45,11 @@ def reducing(function: Function) -> Function:
     return jit(function, fastmath={"reassoc", "contract", "nsz"})
 
 
+def linked(function: Function) -> Function:
+    """Compile a function that only kernels call: they hold its machine code, so nobody need keep it by itself."""
+    return numba.njit(**OPTIONS)(function)  # type: ignore[no-any-return]
+
+
 def inline(function: Function) -> Function:
     """Compile a function that becomes part of every kernel that calls it, and keeps its own order in all of them."""
     # numba would otherwise hand down the fast-math of whichever kernel happens to call it first

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mcelbo_kernels._compile import inline, jit, part
+from mcelbo_kernels._compile import inline, jit, linked, part
 from mcelbo_kernels.cpu.board import (
     DONE,
     PHASE,
@@ -60,7 +60,7 @@ def panels_of(shape, columns):
 
 
 # z[q] = mu[b] + s[q],   s[q] = sigma[b] eps[b, i],   q = b n + i
-@jit
+@linked
 def draw(shape, inputs, first, start, stop, chunk, scratch):
     n, d, width = inputs.num_samples, inputs.mu.shape[1], width_of(shape)
     seed, antithetic, datum_offset, sample_offset = inputs.key
@@ -94,7 +94,7 @@ def draw(shape, inputs, first, start, stop, chunk, scratch):
 
 
 # moments of T[b, i] about the first
-@inline
+@part
 def add_errors(inputs, first, count, chunk, totals):
     n = inputs.num_samples
     for row in range(count):
@@ -109,7 +109,7 @@ def add_errors(inputs, first, count, chunk, totals):
 
 
 # dmu[b] += sum_q g dz[q],   dlogvar[b] += sum_q g dz[q] s[q] / 2,   for the rows of one datum
-@inline
+@part
 def add_latent_gradient(shape, b, start, stop, chunk, scratch, totals):
     d, width, lanes = totals.mu.shape[1], width_of(shape), lanes_of(shape)
     for begin in range(0, d, lanes):
@@ -127,7 +127,7 @@ def add_latent_gradient(shape, b, start, stop, chunk, scratch, totals):
             totals.logvar[b, begin + k] += scratch.sums[0, 0, lanes + k] * 0.5
 
 
-@jit
+@linked
 def reduce_rows(shape, inputs, first, count, chunk, scratch, totals):
     add_errors(inputs, first, count, chunk, totals)
     if totals.mu.size:
@@ -139,7 +139,7 @@ def reduce_rows(shape, inputs, first, count, chunk, scratch, totals):
 
 
 # h *= g, once the rows' own gradients are done with it
-@inline
+@part
 def scale_rows(shape, inputs, start, stop, chunk):
     width = width_of(shape)
     for index in range(inputs.layers.shape[0]):
@@ -214,7 +214,7 @@ def unpack_task(shape, cell, inputs, task, chunk, totals):
 
 
 # panels of all layers' outputs, and with `both` of those inputs that gradients pass
-@inline
+@part
 def count_panels(shape, cell, inputs, both):
     count = 0
     for index in range(inputs.layers.shape[0]):

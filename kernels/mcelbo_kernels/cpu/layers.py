@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mcelbo_kernels._compile import inline, jit
+from mcelbo_kernels._compile import inline, linked, part
 from mcelbo_kernels.cpu.buffers import ACTIVATION, INPUTS, LEFT, OUTPUT, OUTPUTS, PANELS, TOTAL, TRANSPOSED
 from mcelbo_kernels.cpu.cell import QUADRATIC, activate, evaluate, has_gradient, is_weighted, only_where
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
@@ -38,7 +38,7 @@ PANELS_OF_A_SUM = 64
 
 
 # tile + sum_k left[:, k] panel[k] over `count` columns
-@inline
+@part
 def add_product(shape, tile, left, start, stride, count, panels, panel):
     width = width_of(shape)
     apart, whole = rows_apart(shape, width), count // width * width
@@ -51,7 +51,7 @@ def add_product(shape, tile, left, start, stride, count, panels, panel):
 
 
 # the column behind a layer's input, by which its bias is multiplied
-@inline
+@part
 def append_one(shape, layer, start, tiles, chunk):
     width, column = width_of(shape), layer[INPUTS]
     place = layer[LEFT] + (column // width * chunk.datum.size + start) * width + column % width
@@ -70,7 +70,7 @@ def hidden_vector(a, r, c, cell, chunk, which, parameter, place, slope, lanes, w
 
 # h' = f(h W^T + c), f'(a)
 @only_where(lambda cell: cell.hidden)
-@jit
+@linked
 def hidden_forward(shape, cell, inputs, index, start, tiles, chunk, scratch):
     layer, after = inputs.layers[index], inputs.layers[index + 1]
     rows, width, lanes, capacity = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size
@@ -111,7 +111,7 @@ def cell_vector(a, r, c, shape, cell, inputs, chunk, row, pixel, place, beside):
 
 
 # errors[row] += partial[r], which starts again from zero
-@inline
+@part
 def flush_errors(shape, start, tiles, chunk, scratch):
     for r in range(tiles * rows_of(shape)):
         chunk.errors[start + r] += sum_of_lanes(load_vector(shape, scratch.partial, r * lanes_of(shape)))
@@ -120,7 +120,7 @@ def flush_errors(shape, start, tiles, chunk, scratch):
 
 # T[q] for the rows of a task, and da where there are gradients
 @only_where(lambda cell: cell.likelihood != QUADRATIC)
-@jit
+@linked
 def last_forward(shape, cell, inputs, start, tiles, chunk, scratch):
     layer = inputs.layers[inputs.layers.shape[0] - 1]
     rows, width, lanes, capacity = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size
@@ -152,7 +152,7 @@ def slope_vector(dh, r, c, shape, chunk, place):
 
 # dh = da W;   da of the layer before, in place of its slope, or dz
 @only_where(lambda cell: cell.gradient)
-@jit
+@linked
 def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
     layer = inputs.layers[index]
     rows, width, capacity = rows_of(shape), width_of(shape), chunk.datum.size
@@ -172,7 +172,7 @@ def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
 
 # dW^T += sum_q g h^T da, and with the column of ones dc += sum_q g da, for one panel of outputs
 @only_where(lambda cell: cell.gradient)
-@jit
+@linked
 def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
     rows, width, stride = rows_of(shape), width_of(shape), chunk.datum.size * width_of(shape)
     inputs, right = layer[INPUTS], layer[OUTPUT] + p * stride
@@ -197,7 +197,7 @@ def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
 
 # dx[b] += sum_q g dx[q],   dw[b] += sum_q g t[q],   for one panel of pixels
 @only_where(lambda cell: cell.gradient and cell.weighted)
-@jit
+@linked
 def pixel_gradient(shape, cell, p, count, chunk, total, of_rows, shared):
     width = width_of(shape)
     for row in range(count):

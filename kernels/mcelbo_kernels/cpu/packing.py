@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from mcelbo_kernels._compile import jit
+from mcelbo_kernels._compile import linked
 from mcelbo_kernels.cpu.buffers import (
     BIAS,
     BIAS_GRADIENT,
@@ -39,7 +39,7 @@ def array_at(typing: Any, like: Any, address: Any) -> Any:
 
 
 # panel[k, j] = W[first + j, k],   panel[I, j] = c[first + j]
-@jit
+@linked
 def pack_outputs(shape, layer, p, weights):
     width, inputs, outputs = width_of(shape), layer[INPUTS], layer[OUTPUTS]
     weight, bias = array_at(weights, layer[WEIGHT]), array_at(weights, layer[BIAS])
@@ -57,7 +57,7 @@ def pack_outputs(shape, layer, p, weights):
 
 # panel[o, j] = W[o, first + j]
 @only_where(lambda cell: cell.gradient)
-@jit
+@linked
 def pack_inputs(shape, cell, layer, p, weights):
     width, inputs = width_of(shape), layer[INPUTS]
     weight = array_at(weights, layer[WEIGHT])
@@ -73,7 +73,7 @@ def pack_inputs(shape, cell, layer, p, weights):
 
 # dW[first + j, k] = scale panel[k, j],   dc[first + j] = scale panel[I, j]
 @only_where(lambda cell: cell.gradient)
-@jit
+@linked
 def unpack_gradient(shape, cell, layer, p, weights, totals, scale):
     width, inputs = width_of(shape), layer[INPUTS]
     panel = layer[TOTAL] + p * (inputs + 1) * width

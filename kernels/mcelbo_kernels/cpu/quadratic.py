@@ -10,7 +10,7 @@ and the gradient of G is S = sum_q delta^T delta, of which the half up to the di
 
 from __future__ import annotations
 
-from mcelbo_kernels._compile import inline, jit
+from mcelbo_kernels._compile import inline, jit, linked, part
 from mcelbo_kernels.cpu.buffers import INPUTS, LEFT, OUTPUT, PANELS
 from mcelbo_kernels.cpu.cell import QUADRATIC, activate, has_gradient, only_where
 from mcelbo_kernels.cpu.layers import PANELS_OF_A_SUM, add_product, flush_errors
@@ -19,7 +19,7 @@ from mcelbo_kernels.cpu.tile import accumulate, load_vector, row_sums, store_vec
 
 
 # delta = h - h0
-@inline
+@part
 def subtract_centre(shape, inputs, start, tiles, chunk):
     width, lanes = width_of(shape), lanes_of(shape)
     last = inputs.layers.shape[0] - 1
@@ -50,7 +50,7 @@ def quadratic_vector(u, r, c, shape, cell, inputs, chunk, row, p, place):
 
 # t[q] for the rows of a task
 @only_where(lambda cell: cell.likelihood == QUADRATIC)
-@jit
+@linked
 def quadratic_forward(shape, cell, inputs, start, tiles, chunk, scratch):
     layer = inputs.layers[inputs.layers.shape[0] - 1]
     rows, width, lanes, capacity = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size
@@ -74,7 +74,7 @@ def quadratic_forward(shape, cell, inputs, start, tiles, chunk, scratch):
 
 # v[b] += sum_q delta[q], for one panel of columns
 @only_where(lambda cell: cell.likelihood == QUADRATIC)
-@jit
+@linked
 def sum_deltas(shape, cell, inputs, layer, p, first, count, chunk, scratch, total):
     width, lanes, n = width_of(shape), lanes_of(shape), inputs.num_samples
     left, row = layer[LEFT] + p * chunk.datum.size * width, 0
