@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from mcelbo_kernels.cpu.noise import Key, SobolKey
 from mcelbo_kernels.problem import Array
 
 
@@ -21,7 +22,7 @@ class Inputs(NamedTuple):
     panels: Array  # (P, d + 1, width): for each panel the d rows of W^T, then the bias
     parameter: Any  # the activation's
     eps: Array  # (B, n, d), or empty
-    key: tuple[int, bool, int, int]  # seed, antithetic, datum_offset, sample_offset
+    key: Key | SobolKey  # what the noise is drawn from
     num_samples: int
 
 

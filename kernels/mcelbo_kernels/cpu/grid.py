@@ -65,14 +65,13 @@ def transform(mu, sigma, eps, z):
 @jit
 def draw(shape, inputs, upstream, first, start, stop, chunk):
     n, d = inputs.num_samples, inputs.mu.shape[1]
-    seed, antithetic, datum_offset, sample_offset = inputs.key
     row = start
     while row < stop:
         b, i = (first + row) // n, (first + row) % n
         run = min(n - i, stop - row)
         eps = chunk.eps[row : row + run]
         if not inputs.eps.size:
-            fill(seed, antithetic, datum_offset + b, sample_offset + i, run, eps)
+            fill(inputs.key, b, i, run, eps)
         for r in range(run):
             chunk.datum[row + r] = b
             if upstream.size:

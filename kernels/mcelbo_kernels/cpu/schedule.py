@@ -10,6 +10,7 @@ from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguou
 from mcelbo_kernels.cpu.cell import Cell
 from mcelbo_kernels.cpu.crew import call_on_helpers
 from mcelbo_kernels.cpu.grid import work
+from mcelbo_kernels.cpu.noise import key_of
 from mcelbo_kernels.cpu.tile import Shape, host_shape
 from mcelbo_kernels.problem import Array, Gradients, Moments, Need, Problem, check_upstream
 
@@ -196,7 +197,7 @@ def prepare(problem: Problem, shape: Shape) -> Inputs:
         panels=packed(layer.weight, layer.bias, shape.width, padding),
         parameter=real.type(layer.activation.parameter),
         eps=np.empty((0, 0, 0), real) if draw.eps is None else contiguous(draw.eps),
-        key=(draw.seed, draw.sampler == "antithetic", draw.datum_offset, draw.sample_offset),
+        key=key_of(draw, problem.mu.shape[1]),
         num_samples=draw.num_samples,
     )
 
