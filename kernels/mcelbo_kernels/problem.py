@@ -62,8 +62,8 @@ class Layer:
 class Draw:
     """Which noise: eps[b, i, k] is a pure function of these fields, b, i and k.
 
-    "iid" is independent, "antithetic" draws pairs of opposite samples, and "sobol" lets each datum's samples be points of
-    a Sobol sequence, scrambled independently for every datum and latent: sample i is point i in Gray code order.
+    "iid" is independent, "antithetic" draws pairs of opposite samples, and "sobol" lets each datum's samples be points
+    of a Sobol sequence, scrambled independently for every datum and latent: sample i is point i in Gray code order.
 
     Attributes
     ----------
@@ -78,8 +78,8 @@ class Draw:
     eps : ndarray, shape (B, n, d), optional
         The caller's own noise instead; the other fields, num_samples apart, are then ignored.
     directions : ndarray of uint32, shape (d or more, bits), optional
-        The direction numbers of "sobol", of each latent those of 2^0, 2^1, ... in the points' Gray code, the highest bit
-        for the first digit. At most 2^bits points can be drawn. By default SciPy's, which must then be installed.
+        The direction numbers of "sobol": those of each latent for the bits of the points' Gray code, lowest first, with
+        the first digit in the highest bit. At most 2^bits points can be drawn. By default SciPy's, if it is installed.
     """
 
     num_samples: int

@@ -93,8 +93,8 @@ def interleaver(run: int) -> Any:
     def store(typing: Any, array: Any, offset: Any, w: Any, x: Any, y: Any, z: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             address = pointer(context, builder, array, *arguments[:2])
-            halves = zip(*(turns(builder, *arguments[i : i + 2], run) for i in (2, 4)), strict=True)
-            parts = (part for half in halves for part in turns(builder, *half, 2 * run))
+            low, high = (turns(builder, arguments[i], arguments[i + 1], run) for i in (2, 4))
+            parts = [part for both in zip(low, high, strict=True) for part in turns(builder, both[0], both[1], 2 * run)]
             for i, part in enumerate(parts):
                 target = builder.bitcast(moved(builder, address, i * LANES), w.llvm.as_pointer())
                 builder.store(part, target, align=array.dtype.bitwidth // 8)

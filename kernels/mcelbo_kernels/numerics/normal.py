@@ -1,7 +1,7 @@
 """The inverse normal CDF of a random word: Phi^-1((word + 1/2) / 2^32), branch-free, odd and monotone.
 
-With p the distance of u to the nearer end and x = |2u - 1|, 1 - x^2 = 4p(1 - p). u is never formed where that would lose
-it: x comes from the word's distance to the centre, p from that to the end. float32 is one formula for all words,
+With p the distance of u to the nearer end and x = |2u - 1|, 1 - x^2 = 4p(1 - p). u is never formed where that would
+lose it: x comes from the word's distance to the centre, p from that to the end. float32 is one formula for all words,
 
     eps = sqrt(2L - L R(L)),   L = -log(1 - x^2) = -e log 2 - log(1 - f),   1 - x^2 = 2^e (1 - f)
 
@@ -38,6 +38,7 @@ from mcelbo_kernels.numerics.words import (
     subtract,
     to_float32,
     to_float64,
+    to_word,
 )
 
 # All highest power first. (-log(1 - f) - f)/f^2 on 0 <= f <= 1/2: error 2^-26.3 of eps
@@ -140,16 +141,19 @@ def logarithm_float32(word: Any) -> Any:
     """Return L = -log(4p(1 - p)) in float32."""
     from_end = words_from_end(word)
     p4 = fma(to_float32(from_end), 2.0**-30, 2.0**-31)
-    # (2 words from the centre + 1) / 2^32, exact where it is small
-    x = fma(to_float32(bit_xor(from_end, ALL_BUT_SIGN)), 2.0**-31, 2.0**-32)
+    # (2 words from the centre + 1) / 2^32, exact where it is small; elsewhere so many words are lost
+    from_centre = bit_xor(from_end, ALL_BUT_SIGN)
+    rounded = to_float32(from_centre)
+    lost = to_float32(subtract(from_centre, to_word(rounded)))
+    x = fma(rounded, 2.0**-31, 2.0**-32)
     bits = bits_of(fma(p4 * p4, -0.25, p4))
     exponent = bit_and(subtract(bits, HALF_BITS_32), EXPONENT_32)
     e = to_float32(exponent)  # times 2^23
     square = x * x
     central = equal(e, 0.0)
     f = select(central, square, 1.0 - from_bits(subtract(bits, exponent)))
-    # what x^2 lost in rounding
-    rest = select(central, fma(x, x, -square), 0.0)
+    # what x and then x^2 lost in rounding
+    rest = select(central, fma(lost, x * 2.0**-30, fma(x, x, -square)), 0.0)
     return fma(e, -(2.0**-23) * LN2, f + fma(f * f, polynomial(f, LOG_32), rest))
 
 
@@ -163,7 +167,7 @@ def quantile_float32(word: Any, L: Any) -> Any:
 
 @inline
 def normal_float32(word: Any) -> Any:
-    """Return Phi^-1((word + 1/2) / 2^32) in float32 for a uint32 or a vector of them, within 2 ulp."""
+    """Return Phi^-1((word + 1/2) / 2^32) in float32 for a uint32 or a vector of them, to 2 ulp."""
     return quantile_float32(word, logarithm_float32(word))
 
 

@@ -1,8 +1,8 @@
 """Which random word belongs to eps[b, i, k], one at a time.
 
-"iid" takes word i % 4 of Philox at key (seed low, seed high) and counter (k, i // 4 low, i // 4 high, b): a block serves
-one latent of four consecutive samples, so that d = 1 wastes none of it. "sobol" takes point i, scrambled by two words at
-counter (k, all ones, all ones, b), which i // 4 never reaches.
+"iid" takes word i % 4 of Philox at key (seed low, seed high) and counter (k, i // 4 low, i // 4 high, b): a block
+serves one latent of four consecutive samples, so that d = 1 wastes none of it. "sobol" takes point i, scrambled by two
+words at counter (k, all ones, all ones, b), which i // 4 never reaches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Points of a Sobol sequence in 32-bit words, and their Owen scrambling by hashing.
 
-Point i of latent k is the sum modulo 2 of the direction numbers that belong to the ones in the Gray code of i, the order
-in which SciPy and torch count the points too:
+Point i of latent k is the sum modulo 2 of the direction numbers that belong to the ones in the Gray code of i, which is
+the order in which SciPy and torch count the points too:
 
     point(i, k) = XOR of V[k, c] over the bits c of i ^ (i >> 1)
 

@@ -137,6 +137,17 @@ to_float32, to_float64 = conversion(types.float32), conversion(types.float64)
 
 
 @intrinsic
+def to_word(typing: Any, real: Any) -> Any:
+    """Return a real as a signed integer of 32 bits, cut off; where it does not fit, some number."""
+    result = of_width(32, width_and_lanes(real)[1])
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fptosi(arguments[0], context.get_value_type(result))
+
+    return result(real), code
+
+
+@intrinsic
 def bits_of(typing: Any, real: Any) -> Any:
     """Return the bits of a real."""
     bits, lanes = width_and_lanes(real)

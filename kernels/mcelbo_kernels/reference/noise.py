@@ -61,7 +61,10 @@ def sobol_points(directions: NDArray[np.uint32], i: Words) -> Words:
 
 def reversed_bits(word: Words) -> Words:
     """Return 32-bit words with their bits in reverse."""
-    return np.bitwise_or.reduce([(word >> np.uint64(bit) & np.uint64(1)) << np.uint64(31 - bit) for bit in range(32)])
+    flipped = np.zeros_like(word)
+    for bit in range(32):
+        flipped |= (word >> np.uint64(bit) & np.uint64(1)) << np.uint64(31 - bit)
+    return flipped
 
 
 def owen_scrambled(point: Words, seed: Words) -> Words:
