@@ -8,6 +8,7 @@
     python -m benchmarks memory                              what a call adds to the process: 16 and 100,000 samples
     python -m benchmarks first-call                          the first loss of a fresh process, caches cold and warm
     python -m benchmarks error                               time against the standard error that it buys
+    python -m benchmarks sobol                               the same with Sobol points, against independent samples
 
 What is measured
     The expected squared error, reduction "mean", float32: its value AND the gradients by mu, logvar and every weight

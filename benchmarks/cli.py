@@ -12,21 +12,23 @@ from rich.console import Console
 from tqdm import tqdm
 
 import benchmarks
-from benchmarks import error, load, machine, measure, memory, peers, report
+from benchmarks import error, load, machine, measure, memory, peers, report, sobol
 from benchmarks.workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SUBJECTS = ("speed", "memory", "first-call", "error")
+SUBJECTS = ("speed", "memory", "first-call", "error", "sobol")
 # Workloads and peers that a subject looks at unless told otherwise.
 DEFAULT_WORKLOADS = {
     "memory": ("seed", "seed-linear", "affine", "mlp"),
     "first-call": ("seed", "mlp"),
     "error": ("seed",),
+    "sobol": ("seed",),
 }
 DEFAULT_PEERS = {
     "memory": ("eager", peers.OWN),
     "first-call": ("eager", "compile", peers.OWN),
     "error": ("eager", peers.OWN),
+    "sobol": ("eager", peers.OWN),
 }
 WIDTH = 110  # of tables, where there is no terminal to say
 
@@ -108,13 +110,17 @@ def speed(arguments: argparse.Namespace, table: Sequence[Workload], running: Seq
 
 
 def other(arguments: argparse.Namespace, table: Sequence[Workload], running: Sequence[str], console: Console) -> None:
-    """Measure and report memory, first calls, or time against error."""
+    """Measure and report memory, first calls, time against error, or that of Sobol points."""
     steps = len(table) * len(running) * (len(error.SAMPLES) if arguments.subject == "error" else 1)
+    if arguments.subject == "sobol":
+        steps = len(table) * len(sobol.LATENTS) * len(sobol.SAMPLES)
     with tqdm(total=steps, unit="case", disable=None) as bar:
         if arguments.subject == "memory":
             rows = memory.call_memory(table, running, arguments.threads, bar.update)
         elif arguments.subject == "first-call":
             rows = memory.first_calls(table, running, arguments.threads, bar.update)
+        elif arguments.subject == "sobol":
+            rows = [row for w in table for row in sobol.sweep(w, arguments.seconds, bar.update)]
         else:
             sweeps = (error.sweep(w, running, arguments.seconds, arguments.jax_python, bar.update) for w in table)
             rows = [row for sweep in sweeps for row in sweep]

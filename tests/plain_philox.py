@@ -1,6 +1,8 @@
-"""Philox4x32-10 and the noise contract's words once more, in plain Python integers."""
+"""Philox4x32-10, Sobol points and the noise contract's words once more, in plain Python integers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 MASK = 2**32 - 1
 
@@ -17,9 +19,25 @@ def plain_philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, .
     return c0, c1, c2, c3
 
 
-def plain_word(sampler: str, seed: int, b: int, i: int, k: int) -> int:
-    """Return the word of eps[b, i, k]."""
+def plain_sobol(i: int, directions: Sequence[int], seed: int, flip: int) -> int:
+    """Return point i of the latent with these direction numbers, scrambled."""
+    x = 0
+    for bit, number in enumerate(directions):
+        x ^= number * ((i ^ i // 2) // 2**bit % 2)
+    x = int(f"{x:032b}"[::-1], 2)
+    x ^= x * 0x3D20ADEA & MASK
+    x = (x + seed) * (seed // 2**16 | 1) & MASK
+    x ^= x * 0x05526C56 & MASK
+    x ^= x * 0x53A22864 & MASK
+    return int(f"{x:032b}"[::-1], 2) ^ flip
+
+
+def plain_word(sampler: str, seed: int, b: int, i: int, k: int, directions: Sequence[int] = ()) -> int:
+    """Return the word of eps[b, i, k]; `directions` are those of the latent, for "sobol"."""
     if sampler == "antithetic" and i % 2:
         return MASK - plain_word("iid", seed, b, i - 1, k)
+    if sampler == "sobol":
+        hashed, flip, _, _ = plain_philox((k, MASK, MASK, b), (seed % 2**32, seed // 2**32))
+        return plain_sobol(i, directions, hashed, flip)
     block = i // 4
     return plain_philox((k, block % 2**32, block // 2**32, b), (seed % 2**32, seed // 2**32))[i % 4]

@@ -101,7 +101,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         "num_samples is 3 and sample_offset 0: sampler='antithetic'",
     ),
     ({"sample_offset": 1, "sampler": "antithetic"}, ValueError, "draws pairs, so both must be even"),
-    ({"sampler": "sobol"}, ValueError, "sampler is 'sobol': expected one of 'iid', 'antithetic'"),
+    ({"sampler": "halton"}, ValueError, "sampler is 'halton': expected one of 'iid', 'antithetic', 'sobol'"),
     (
         {"reduction": "average"},
         ValueError,

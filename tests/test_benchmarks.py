@@ -21,7 +21,7 @@ from torch import Tensor
 
 pytest.importorskip("psutil", reason="needs the extra 'bench'")
 
-from benchmarks import cli, error, load, measure, memory, peers, report, timing
+from benchmarks import cli, error, load, measure, memory, peers, report, sobol, timing
 from benchmarks.measure import Measurement, Round, Settings
 from benchmarks.workloads import WORKLOADS, Case, Workload, build
 from mcelbo_kernels import reference
@@ -290,6 +290,17 @@ def test_the_error_run_follows_the_square_root(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
+def test_the_sobol_run_compares_equal_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LATENTS": (2,), "SAMPLES": (16, 256), "REFERENCE": (1024, 2), "EAGER": 8}.items():
+        monkeypatch.setattr(sobol, name, value)
+    cli.main(["sobol", "--seconds", "0", "--output", str(tmp_path)], [replace(TINY, name="seed", hidden=None)])
+    few, many = json.loads((tmp_path / "sobol.json").read_text())["rows"]
+    # 16 times the points and far less than a quarter of the error
+    assert many["standard error %"] < few["standard error %"] / 8
+    assert many["iid samples"] > 64 * few["iid samples"]
+    assert few["times faster"] == pytest.approx(few["iid eager ms"] / few["sobol ms"])
+
+
 def test_fresh_processes_report_memory_and_first_calls() -> None:
     done: list[None] = []
     [row] = memory.call_memory([TINY], ["mcelbo"], 1, lambda: done.append(None))

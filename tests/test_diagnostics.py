@@ -56,7 +56,7 @@ def test_the_errors_are_those_of_the_repeated_calls(kind: str) -> None:
     for count in (n, most):
         own = []
         for r in range(runs):
-            draw = {"num_samples": count, "seed": 4, "sample_offset": r * most}
+            draw = {"num_samples": count, "seed": 4, "datum_offset": r * len(x)}
             loss = mcelbo.expected_squared_error(x, *leaves[:2], decoder, **draw)
             own.append([gradient.flatten() for gradient in torch.autograd.grad(loss, leaves)])
             with torch.no_grad():
@@ -188,7 +188,7 @@ def test_generators_and_seeds_decide() -> None:
         ({"num_samples": (4, 0)}, "num_samples is 0"),
         ({"num_samples": (2, 3), "sampler": "antithetic"}, "num_samples is 3"),
         ({"replications": 1}, "replications is 1"),
-        ({"sampler": "sobol"}, "sampler is 'sobol'"),
+        ({"sampler": "halton"}, "sampler is 'halton'"),
         ({"weight": torch.ones(6, dtype=torch.float64)}, "weight has shape"),
     ],
 )

@@ -317,10 +317,12 @@ def test_options_are_named_with_those_that_are_known() -> None:
             mcelbo.elbo(x, mu, mu, decoder, num_samples=2, **changes)
 
 
-def test_antithetic_samples_have_no_standard_error() -> None:
+@pytest.mark.parametrize("sampler", ["antithetic", "sobol"])
+def test_dependent_samples_have_no_standard_error(sampler: str) -> None:
     x, mu, decoder = torch.rand(2, 4), torch.zeros(2, 2), nn.Linear(2, 4)
-    out = mcelbo.elbo(x, mu, mu, decoder, num_samples=2, sampler="antithetic")
-    with pytest.raises(ValueError, match="the samples are antithetic, not independent"):
+    out = mcelbo.elbo(x, mu, mu, decoder, num_samples=2, sampler=sampler)
+    assert out.variance is None
+    with pytest.raises(ValueError, match="are not independent: repeat with other seeds"):
         out.standard_error()
 
 

@@ -16,7 +16,9 @@ from scipy import stats
 
 from mcelbo_kernels import reference
 from mcelbo_kernels.cpu import noise
-from mcelbo_kernels.cpu.noise import PLACES, fill
+from mcelbo_kernels.cpu.noise import fill, key_of
+from mcelbo_kernels.cpu.pieces import PLACES
+from mcelbo_kernels.numerics.sobol import scipy_directions
 from mcelbo_kernels.problem import SAMPLERS, Draw
 from tests.plain_philox import plain_word
 from tests.strategies import draws
@@ -44,7 +46,8 @@ def test_words_are_those_of_plain_integers(draw: Draw, batch: int, latent: int, 
         assert eps.shape == (batch, draw.num_samples, latent)
         if eps.size:
             b, i, k = (data.draw(st.integers(0, size - 1)) for size in eps.shape)
-            word = plain_word(draw.sampler, draw.seed, draw.datum_offset + b, draw.sample_offset + i, k)
+            numbers = scipy_directions(k + 1)[k].tolist() if draw.sampler == "sobol" else []
+            word = plain_word(draw.sampler, draw.seed, draw.datum_offset + b, draw.sample_offset + i, k, numbers)
             assert eps[b, i, k] == normals([word], dtype)[0]
 
 
@@ -66,12 +69,12 @@ def test_slicing_the_batch_changes_no_bit(draw: Draw, latent: int, first: int, l
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(draw=ANY_DRAW, latent=LATENTS, data=st.data())
 def test_splitting_the_samples_changes_no_bit(draw: Draw, latent: int, data: st.DataObject, dtype: type) -> None:
-    n, first = draw.num_samples, draw.sample_offset
+    n = draw.num_samples
     whole = noise(draw, 1, latent, dtype)[0]
     begin = data.draw(st.integers(0, n - 1))
     count = data.draw(st.integers(1, n - begin))
     part = np.empty((count, latent), dtype)
-    fill(draw.seed, draw.sampler == "antithetic", draw.datum_offset, first + begin, count, part)
+    fill(key_of(draw, latent), 0, begin, count, part)
     np.testing.assert_array_equal(part, whole[begin : begin + count])
 
 
@@ -83,17 +86,35 @@ def test_fewer_latents_change_no_bit(draw: Draw, latent: int, dtype: type) -> No
 
 
 @njit
-def fill_within(rows, out):
-    fill(3, False, 1, 2, rows, out)
+def fill_within(key, rows, out):
+    fill(key, 1, 2, rows, out)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_fill_called_from_a_kernel_leaves_other_rows_alone(dtype: type) -> None:
-    out = np.full((9, 5), 7.0, dtype)
-    fill_within(6, out[1:])
-    expected = noise(Draw(6, seed=3, datum_offset=1, sample_offset=2), 1, 5, dtype)[0]
-    np.testing.assert_array_equal(out[1:7], expected)
-    assert (out[[0, 7, 8]] == 7).all()
+@given(rows=st.sampled_from([1, 2, 3, 5, 30, 131]), latent=LATENTS, gap=st.integers(0, 9))
+def test_fill_called_from_a_kernel_leaves_all_else_alone(
+    sampler: str, rows: int, latent: int, gap: int, dtype: type
+) -> None:
+    out = np.full((rows + 3, latent + gap), 7.0, dtype)
+    key = key_of(Draw(2, seed=3, sampler=sampler, datum_offset=4, sample_offset=6), latent)
+    fill_within(key, rows, out[1:, :latent])
+    expected = noise(Draw(rows + rows % 2, seed=3, sampler=sampler, datum_offset=5, sample_offset=8), 1, latent, dtype)
+    np.testing.assert_array_equal(out[1 : rows + 1, :latent], expected[0, :rows])
+    assert (out[:, latent:] == 7).all()
+    assert (out[[0, rows + 1, rows + 2]] == 7).all()
+
+
+def test_the_last_samples_of_all_can_be_drawn() -> None:
+    draw = Draw(3, seed=2, sample_offset=2**63 - 3)
+    np.testing.assert_allclose(noise(draw, 1, 2, np.float64), reference.noise(draw, 1, 2), rtol=1e-14)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_block_number_may_pass_32_bits_anywhere(sampler: str) -> None:
+    draw = Draw(64, seed=9, sampler=sampler, sample_offset=2**32 - 64 if sampler == "sobol" else 2**34 - 32)
+    expected = reference.noise(draw, 1, 3)
+    np.testing.assert_allclose(noise(draw, 1, 3, np.float64), expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -14,16 +14,19 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from mcelbo_kernels.numerics.normal import TAIL_32, normal_float32, normal_float64
+from mcelbo_kernels.numerics.normal import HALF_BITS_32, normal_float32, normal_float64
 
 TOP = 2**32 - 1
 EXTREME = np.array([0, 1, 2**31 - 1, 2**31, TOP - 1, TOP], np.uint32)
 STRETCH = 20_000
 
-# Words from the end at which 4p(1 - p) crosses sqrt(1/2) times a power of two, and its logarithm's exponent changes.
-OCTAVES = [int(2**31 * (1 - math.sqrt(1 - math.sqrt(0.5) * 2.0**-e))) for e in range(32)]
+# Words from the end at which 4p(1 - p) crosses half a power of two and a little, and its logarithm's exponent changes;
+# in float64, at which p crosses sqrt(1/2) times a power of two.
+LOWEST = float(np.uint32(HALF_BITS_32).view(np.float32))
+OCTAVES_32 = [int(2**31 * (1 - math.sqrt(1 - LOWEST * 2.0**-e))) for e in range(33)]
+OCTAVES_64 = [int(math.sqrt(0.5) * 2.0 ** (31 - e)) for e in range(32)]
 # The centre of AS241 ends where |u - 1/2| = 0.425.
-SWITCHES = [0, *OCTAVES, int(TAIL_32), int(0.075 * 2**32), 2**31]
+SWITCHES = [0, *OCTAVES_32, *OCTAVES_64, int(0.075 * 2**32), 2**31]
 
 
 @njit(error_model="numpy")

@@ -52,6 +52,18 @@ def layers(*shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Layer, ...
             {"num_samples": 4, "sampler": "antithetic", "sample_offset": 1},
             r"num_samples is 4 and sample_offset 1: .*pairs, .*both .*even",
         ),
+        (
+            {"num_samples": 4, "sampler": "sobol", "sample_offset": 2**32 - 3},
+            rf"sample_offset is {2**32 - 3} and num_samples 4: sampler='sobol' has 2\*\*32 points",
+        ),
+        (
+            {"num_samples": 9, "sampler": "sobol", "directions": np.ones((2, 3), np.uint32)},
+            r"sample_offset is 0 and num_samples 9: sampler='sobol' has 2\*\*3 points",
+        ),
+        (
+            {"num_samples": 9, "sampler": "sobol", "directions": np.ones((2, 33), np.uint32)},
+            r"directions has shape \(2, 33\): expected \(latent, bits\) with at most 32 bits",
+        ),
         ({"num_samples": 4, "seed": -1}, r"seed is -1: expected 0 <= seed < 2\*\*63"),
         ({"num_samples": 4, "seed": 2**63}, rf"seed is {2**63}: expected 0 <= seed < 2\*\*63"),
         ({"num_samples": 4, "datum_offset": -1}, r"datum_offset is -1: expected 0 <= datum_offset < 2\*\*32"),
@@ -72,6 +84,12 @@ def test_draw_accepts_the_ends_of_every_range() -> None:
     Draw(1)
     Draw(2, seed=2**63 - 1, sampler="antithetic", datum_offset=2**32 - 1, sample_offset=2**63 - 2)
     Draw(2**63)
+    Draw(2, sampler="sobol", sample_offset=2**32 - 2)
+
+
+def test_directions_are_words() -> None:
+    with pytest.raises(TypeError, match="directions is int64: expected uint32"):
+        Draw(4, sampler="sobol", directions=np.ones((2, 30), np.int64))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

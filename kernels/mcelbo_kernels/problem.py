@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mcelbo_kernels.numerics import cells
 
-SAMPLERS = ("iid", "antithetic")
+SAMPLERS = ("iid", "antithetic", "sobol")
 ACTIVATIONS = (
     "identity",
     "relu",
@@ -65,6 +65,9 @@ class Layer:
 class Draw:
     """Which noise: eps[b, i, k] is a pure function of these fields, b, i and k.
 
+    "iid" is independent, "antithetic" draws pairs of opposite samples, and "sobol" lets each datum's samples be points
+    of a Sobol sequence, scrambled independently for every datum and latent: sample i is point i in Gray code order.
+
     Attributes
     ----------
     num_samples : int
@@ -76,7 +79,10 @@ class Draw:
     datum_offset, sample_offset : int
         Added to b and to i: the noise of a slice of a batch, or of a part of the samples, is that of the whole.
     eps : ndarray, shape (B, n, d), optional
-        The caller's own noise instead; the fields above, num_samples apart, are then ignored.
+        The caller's own noise instead; the other fields, num_samples apart, are then ignored.
+    directions : ndarray of uint32, shape (d or more, bits), optional
+        The direction numbers of "sobol": those of each latent for the bits of the points' Gray code, lowest first, with
+        the first digit in the highest bit. At most 2^bits points can be drawn. By default SciPy's, if it is installed.
     """
 
     num_samples: int
@@ -85,6 +91,7 @@ class Draw:
     datum_offset: int = 0
     sample_offset: int = 0
     eps: Array | None = None
+    directions: NDArray[np.uint32] | None = None
 
     def __post_init__(self) -> None:
         n, first = self.num_samples, self.sample_offset
@@ -105,15 +112,35 @@ class Draw:
                 f"sample_offset is {first} and num_samples {n}: "
                 "expected 0 <= sample_offset and at most 2**63 samples in all"
             )
+        if self.sampler == "sobol":
+            check_points(first, n, self.directions)
+
+
+def check_points(first: int, count: int, directions: Array | None) -> None:
+    """Raise an error unless there are so many Sobol points, and the direction numbers, if given, are of their kind."""
+    bits = 32
+    if directions is not None:
+        if directions.dtype != np.uint32:
+            raise TypeError(f"directions is {directions.dtype}: expected uint32")
+        if directions.ndim != 2 or not 1 <= directions.shape[1] <= 32:
+            raise ValueError(f"directions has shape {directions.shape}: expected (latent, bits) with at most 32 bits")
+        bits = directions.shape[1]
+    if first + count > 2**bits:
+        raise ValueError(
+            f"sample_offset is {first} and num_samples {count}: sampler='sobol' has 2**{bits} points in all"
+        )
 
 
 def check_draw(draw: Draw, batch: int, latent: int, eps: tuple[int, ...] | None) -> None:
-    """Raise a ValueError unless injected noise is (B, n, d) and every datum's index fits in its word of the counter."""
+    """Raise a ValueError unless injected noise is (B, n, d), and the draw has so many data and latents."""
     expected = (batch, draw.num_samples, latent)
     if eps is not None and eps != expected:
         raise ValueError(f"eps has shape {eps}: expected (batch, num_samples, latent) = {expected}")
     if draw.datum_offset + batch > LARGEST_DATUM:
         raise ValueError(f"datum_offset is {draw.datum_offset} and the batch {batch}: together they exceed 2**32 data")
+    directions = draw.directions if draw.sampler == "sobol" else None
+    if directions is not None and latent > len(directions):
+        raise ValueError(f"directions are for {len(directions)} latents: expected at least {latent}")
 
 
 def check_shapes(

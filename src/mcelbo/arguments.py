@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from mcelbo.sobol import check_sobol
 from mcelbo_kernels.problem import Array, Draw, check_shapes
 
 HALF = (torch.float16, torch.bfloat16)
@@ -101,6 +102,7 @@ def prepare(
         None if eps is None else tuple(eps.shape),
         draw,
     )
+    check_sobol(draw, mu.shape[1])
     return Arguments(
         x=flat,
         mu=promote(mu),

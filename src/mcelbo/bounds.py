@@ -49,10 +49,13 @@ class Bound(NamedTuple):
         Raises
         ------
         ValueError
-            If the samples are not independent, as antithetic ones are not.
+            If the samples are not independent, as neither antithetic ones nor the Sobol points of one scramble are.
         """
         if self.variance is None:
-            raise ValueError("the samples are antithetic, not independent: repeat with other seeds and compare instead")
+            raise ValueError(
+                "antithetic samples and the Sobol points of one scramble are not independent: repeat with other seeds, "
+                "whose samples are, and compare the results instead"
+            )
         return self.variance.sqrt()
 
 

@@ -135,7 +135,8 @@ def study(
 
     T is the squared error of a sample, L the "mean" of `expected_squared_error` and M its number of pixels, g its
     gradient, r counts R independent calls, and N is the largest n. The variance is that of all n R samples of a datum,
-    streamed. Antithetic samples are not independent: there the standard error is the calls' standard deviation.
+    streamed. Neither antithetic samples nor Sobol points are independent: there the standard error is the calls'
+    standard deviation.
 
     Memory is that of one call, whatever n. Parameters' `.grad` are left alone.
 
@@ -190,7 +191,7 @@ def study(
     key = prepare(x, mu, logvar, num_samples=counts[0], seed=seed, generator=generator, **draw).seed  # type: ignore[arg-type]
     calls = [prepare(x, mu, logvar, num_samples=n, seed=key, **draw) for n in counts]  # type: ignore[arg-type]
     with torch.inference_mode(False), torch.enable_grad():
-        rows = [_replicated(_with_leaves(call), decoder, replications, max(counts)) for call in calls]
+        rows = [_replicated(_with_leaves(call), decoder, replications) for call in calls]
     value, error, posterior, posterior_norm, parameters, parameters_norm = np.array(rows, np.float64).T
     best = int(np.argmax(counts))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -206,14 +207,14 @@ def _with_leaves(arguments: Arguments) -> Arguments:
     return replace(a, x=x, mu=mu.requires_grad_(), logvar=logvar.requires_grad_(), weight=weight)
 
 
-def _replicated(arguments: Arguments, decoder: Decoder, replications: int, stride: int) -> tuple[float, ...]:
+def _replicated(arguments: Arguments, decoder: Decoder, replications: int) -> tuple[float, ...]:
     """Return the value and its standard error, and deviation and norm of the posterior's and the decoder's gradient."""
     n, pixels = arguments.num_samples, float(arguments.pixel_counts()[1])
     errors, posterior, parameters = Stream(), Stream(), Stream()
     values = []
     for r in range(replications):
-        # Calls whose samples are numbered differently are independent.
-        sums = sum_of_errors(replace(arguments, sample_offset=r * stride), decoder)
+        # Calls whose data are numbered differently are independent, those of Sobol points too.
+        sums = sum_of_errors(replace(arguments, datum_offset=r * arguments.x.shape[0]), decoder)
         values.append(_ratio(float(sums.mean.sum()), pixels))
         errors.add(sums.mean, n, sums.squares)
         of_posterior, of_decoder = _gradients(sums.total / pixels, arguments)

@@ -57,8 +57,9 @@ def expected_squared_error(
         the decoded samples is.
     eps : Tensor, optional
         Noise of your own, shape (B, n, d), in place of what the following describe. No gradient flows to it.
-    sampler : {"iid", "antithetic"}
-        "antithetic" draws pairs of opposite samples.
+    sampler : {"iid", "antithetic", "sobol"}
+        "antithetic" draws pairs of opposite samples. "sobol" draws scrambled Sobol points, whose mean has a far smaller
+        error where the decoder is smooth and there are few latents; powers of two suit them best. See `noise`.
     seed : int or 0-d int64 Tensor, optional
         By default one is drawn from torch's generator, so `torch.manual_seed` governs.
     generator : torch.Generator, optional

@@ -19,6 +19,7 @@ from torch.autograd import Function
 from mcelbo.arguments import Arguments, Sums, as_array, refuse_forward_mode
 from mcelbo.autograd import refuse_second_derivative, scaled
 from mcelbo.decoders import Description, parameters
+from mcelbo.sobol import directions
 from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Need, Problem
 
@@ -77,7 +78,7 @@ def _problem(
         as_array(mu),
         as_array(logvar),
         tuple(layers),
-        Draw(num_samples, int(seed), sampler, datum_offset, sample_offset, noise),
+        Draw(num_samples, int(seed), sampler, datum_offset, sample_offset, noise, directions(sampler, mu.shape[1])),
         None if weight is None else as_array(weight),
         cell,
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mcelbo.arguments import COMPUTED, Arguments, as_integer, seed_tensor
+from mcelbo.sobol import check_sobol, directions
 from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import LARGEST_DATUM, Draw
 
@@ -30,7 +31,8 @@ def _noise(
     dtype: torch.dtype,
 ) -> Tensor:
     # The kernel runs on the host, so a seed on another device is waited for.
-    draw = Draw(num_samples, int(seed), sampler, datum_offset, sample_offset)
+    table = directions(sampler, latent)
+    draw = Draw(num_samples, int(seed), sampler, datum_offset, sample_offset, directions=table)
     eps = cpu.noise(draw, batch, latent, np.float64 if dtype == torch.float64 else np.float32)
     return torch.from_numpy(eps).to(seed.device)
 
@@ -90,7 +92,8 @@ def noise(
 
     .. math:: \epsilon_{bik} = \Phi^{-1}\bigl((u_{bik} + \tfrac12) / 2^{32}\bigr)
 
-    u is a word of Philox4x32-10 keyed by the seed and counted by datum b, sample i and latent k. So eps depends on
+    u is a word of Philox4x32-10 keyed by the seed and counted by datum b, sample i and latent k, or for "sobol" a point
+    that such words scramble. So eps depends on
     nothing else: a datum's noise stays the same when its batch is sliced (`datum_offset`) or its samples are split
     over calls or ranks (`sample_offset`).
 
@@ -100,8 +103,11 @@ def noise(
         0 <= seed < 2**63; also as a 0-d int64 tensor.
     batch, num_samples, latent : int
         The numbers of data B, of samples per datum n and of latent dimensions d.
-    sampler : {"iid", "antithetic"}
-        "antithetic": sample 2t + 1 is minus sample 2t; `num_samples` and `sample_offset` must then be even.
+    sampler : {"iid", "antithetic", "sobol"}
+        "antithetic": sample 2t + 1 is minus sample 2t; `num_samples` and `sample_offset` must then be even. "sobol":
+        sample i is point i of a Sobol sequence, in the order in which `torch.quasirandom.SobolEngine` counts them, Owen
+        scrambled independently for every seed, datum and latent. Each sample alone is standard normal; those of one
+        datum fill the space evenly and are not independent. There are 2**30 points in up to 21,201 dimensions.
     datum_offset, sample_offset : int
         The global index of the first datum and of the first sample.
     dtype : torch.dtype, optional
@@ -123,7 +129,9 @@ def noise(
 
     References
     ----------
-    Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; Joe and Kuo, "Constructing
+    Sobol sequences with better two-dimensional projections", SIAM Journal on Scientific Computing 30 (2008); Burley,
+    "Practical hash-based Owen scrambling", Journal of Computer Graphics Techniques 9 (2020).
 
     Examples
     --------
@@ -157,6 +165,7 @@ def noise(
     )
     if settings.datum_offset + sizes["batch"] > LARGEST_DATUM:
         raise ValueError(f"datum_offset is {datum_offset} and the batch {batch}: together they exceed 2**32 data")
+    check_sobol(settings, sizes["latent"])
     eps: Tensor = torch.ops.mcelbo.noise(
         seed_tensor(seed, device=device),
         sizes["batch"],

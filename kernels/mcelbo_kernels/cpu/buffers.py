@@ -7,9 +7,10 @@ rows are neighbours. P columns is short for ceil(columns / width) panels; the pi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mcelbo_kernels._compile import part
+from mcelbo_kernels.cpu.noise import Key, SobolKey
 from mcelbo_kernels.problem import Array
 
 # Columns of `Inputs.layers`.
@@ -41,7 +42,7 @@ class Inputs(NamedTuple):
     eps: Array  # (B, n, d), or empty
     centre: Array  # (B, M) of a quadratic layer, or empty
     upstream: Array  # (B, n) the samples' weights g, or empty where they are 1
-    key: tuple[int, bool, int, int]  # seed, antithetic, datum_offset, sample_offset
+    key: Key | SobolKey  # what the noise is drawn from
     num_samples: int
     lowest: int  # the first layer whose da is needed: -1 where dz is
     scale: float  # what the layers' gradients are multiplied with in the end

@@ -63,7 +63,6 @@ def panels_of(shape, columns):
 @linked
 def draw(shape, inputs, first, start, stop, chunk, scratch):
     n, d, width = inputs.num_samples, inputs.mu.shape[1], width_of(shape)
-    seed, antithetic, datum_offset, sample_offset = inputs.key
     stride = chunk.datum.size * width
     padding = -(-stop // rows_of(shape)) * rows_of(shape) - stop
     row = start
@@ -71,7 +70,7 @@ def draw(shape, inputs, first, start, stop, chunk, scratch):
         b, i = (first + row) // n, (first + row) % n
         run = min(n - i, stop - row)
         if not inputs.eps.size:
-            fill(seed, antithetic, datum_offset + b, sample_offset + i, run, scratch.eps)
+            fill(inputs.key, b, i, run, scratch.eps)
         for r in range(run):
             chunk.datum[row + r] = b
             if inputs.upstream.size:

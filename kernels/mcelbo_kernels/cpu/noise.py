@@ -1,75 +1,148 @@
-"""eps[b, i, k] = Phi^-1(word(seed, b, i, k)): the noise contract on the CPU, any part of it at a time."""
+"""eps[b, i, k] = Phi^-1(word(seed, b, i, k)): the noise contract on the CPU, any part of it at a time.
+
+A piece is drawn in loops over whole vectors, on the stack: its words, their normals, and the rows that these belong to.
+"""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba.extending import overload
 from numpy.typing import DTypeLike, NDArray
 
-from mcelbo_kernels._compile import inline, jit
+from mcelbo_kernels._compile import inline, jit, part
+from mcelbo_kernels.cpu.pieces import (
+    ALL,
+    NO_WORD,
+    PLACES,
+    copy_row,
+    copy_rows,
+    draw_lines,
+    draw_words,
+    line,
+    mirror,
+    piece,
+    rows_of_line,
+    start_lines,
+    whole_vectors,
+)
+from mcelbo_kernels.cpu.scratch import LANES, load_wide, store_lanes
 from mcelbo_kernels.numerics.normal import logarithm, quantile
-from mcelbo_kernels.numerics.sampling import block_words
+from mcelbo_kernels.numerics.sampling import ALL_BLOCKS
+from mcelbo_kernels.numerics.sobol import scipy_directions, table_of
 from mcelbo_kernels.problem import Draw, check_draw
 
-# Philox blocks in flight: their words, logarithms and normals stay in the nearest cache
-PLACES = 256
-# below this many latents a vector goes across blocks
-FEW = 8
-TWO, THREE = np.uint64(2), np.uint64(3)
-NONE, ALL = np.uint64(0), np.uint64(2**64 - 1)
+
+class Key(NamedTuple):
+    """What independent or antithetic noise is a function of, beside b, i and k."""
+
+    seed: int
+    antithetic: bool
+    datum_offset: int
+    sample_offset: int
 
 
-@partial(jit, _nrt=True)
-def fill(seed: int, antithetic: bool, datum: int, first: int, count: int, out: Any) -> None:
-    """Write eps of one datum, samples first to first + count - 1 and all latents, into out (count or more, d).
+class SobolKey(NamedTuple):
+    """What the noise of Sobol points is a function of, beside b, i and k."""
+
+    seed: int
+    table: NDArray[np.uint32]  # (bits, d)
+    datum_offset: int
+    sample_offset: int
+
+
+def key_of(draw: Draw, latent: int) -> Key | SobolKey:
+    """Return what `fill` draws d latents from; its type decides what is compiled."""
+    if draw.sampler == "sobol" and draw.eps is None:
+        directions = scipy_directions(latent) if draw.directions is None else draw.directions[:latent]
+        return SobolKey(draw.seed, table_of(directions), draw.datum_offset, draw.sample_offset)
+    return Key(draw.seed, draw.sampler == "antithetic", draw.datum_offset, draw.sample_offset)
+
+
+def fill(key: Key | SobolKey, b: int, i: int, count: int, out: Any) -> None:
+    """Write eps of datum b, samples i to i + count - 1 and all latents, into out (count or more, d).
 
     Parameters
     ----------
-    seed, datum, first, count : int
-        The samples need not begin or end with a block of four.
-    antithetic : bool
+    key : Key or SobolKey
+    b, i, count : int
+        On top of the key's offsets. The samples need not begin or end with a block.
     out : ndarray, float32 or float64
-        Its dtype decides the precision; the words are the same.
+        Its dtype decides the precision; the words are the same. Its rows may lie any distance apart.
     """
-    d = out.shape[1]
-    like = out.dtype.type(0)
-    seed_, datum_ = np.uint64(seed), np.uint64(datum)
-    first_block, offset = np.uint64(first) >> TWO, np.int64(np.uint64(first) & THREE)
-    blocks = (offset + count + 3) // 4
-    # where all samples share one block, the others' words are not turned into normals
-    begin, end = (offset, offset + count) if blocks == 1 else (0, 4)
-    drawn = np.empty(4 * PLACES, np.uint32)  # (4, stride): sample j of block q + t and latent k + s
-    logarithms, eps = np.empty(4 * PLACES, out.dtype), np.empty(4 * PLACES, out.dtype)
+    _fill(key, b, i, count, out)
+
+
+@overload(fill, jit_options={"forceinline": True})
+def _fill_by_key(key, b, i, count, out):
+    return fill_sobol if any(name == "table" for name in key.fields) else fill_philox
+
+
+@jit
+def _fill(key, b, i, count, out):
+    fill(key, b, i, count, out)
+
+
+def fill_philox(key, b, i, count, out):
+    """Fill `out` for a `Key`."""
+    datum, first, d = np.uint64(key.datum_offset + b), np.int64(key.sample_offset + i), out.shape[1]
+    words, eps = piece(NO_WORD), piece(out.dtype.type(0))
     for k in range(0, d, PLACES):
         width = min(PLACES, d - k)
-        depth = PLACES // width
-        for q in range(0, blocks, depth):
-            height = min(depth, blocks - q)
-            stride = (height * width + 15) // 16 * 16  # whole vectors: what lies between is computed and not used
-            # the loop that a vector goes along is the one over blocks where there are few latents
-            few = width < FEW
-            inside, outer, inner = (ALL, width, height) if few else (NONE, height, width)
-            draw_words(seed_, datum_, first_block + np.uint64(q), np.uint64(k), inside, outer, inner, stride, drawn)
-            if antithetic:
-                for s in range(stride):
-                    drawn[stride + s], drawn[3 * stride + s] = ~drawn[s], ~drawn[2 * stride + s]
-            wanted = drawn[begin * stride : end * stride]
-            for s in range(wanted.size):
-                logarithms[s] = logarithm(wanted[s], like)
-            for s in range(wanted.size):
-                eps[s] = quantile(wanted[s], logarithms[s])
-            for j in range(begin, end):
-                # sample j of block q + t is row 4 (q + t) + j - offset
-                row, place = 4 * q + j - offset, (j - begin) * stride
-                low, high = (1 if row < 0 else 0), min(height, (count - row + 3) // 4)
-                if few:
-                    for s in range(width):
-                        copy(eps[place + s * height + low : place + s * height + high], out[row + 4 * low :: 4, k + s])
-                else:
-                    for t in range(low, high):
-                        copy(eps[place + t * width : place + (t + 1) * width], out[row + 4 * t, k : k + width])
+        block, row = first >> 2, -(first & 3)
+        end, depth = ((first + (count - 1)) >> 2) + 1, np.int64(np.uint32(PLACES) // np.uint32(width))
+        while block < end:
+            # the lower half of a block's number must not overflow within a piece
+            height = min(depth, end - block, 2**32 - (block & ALL))
+            stride = whole_vectors(height * width)
+            draw_words(key.seed, datum, np.uint64(block), k, width, stride, words)
+            if key.antithetic:
+                mirror(words, stride)
+            # of a block on its own, the normals of samples that are not asked for are left out
+            low, high = 0, 4 * stride
+            if height == 1:
+                low, high = max(0, -row) * stride, min(4, count - row) * stride
+            normals(words, low, high, eps)
+            copy_rows(eps, stride, width, 2, height, width, row, count, out, k)
+            row += 4 * height
+            block += height
+
+
+def fill_sobol(key, b, i, count, out):
+    """Fill `out` for a `SobolKey`."""
+    datum, first, d = np.uint64(key.datum_offset + b), np.int64(key.sample_offset + i), out.shape[1]
+    words, eps = piece(NO_WORD), piece(out.dtype.type(0))
+    points, seeds, flips = line(NO_WORD), line(NO_WORD), line(NO_WORD)
+    for k in range(0, d, PLACES):
+        width = min(PLACES, d - k)
+        shift = rows_of_line(width, count)
+        block, stride, length = first >> shift, whole_vectors(width), whole_vectors(width << shift)
+        row, end = (block << shift) - first, ((first + (count - 1)) >> shift) + 1
+        depth = np.int64(np.uint32(PLACES) // np.uint32(length))
+        draw_words(key.seed, datum, ALL_BLOCKS, k, width, stride, words)
+        start_lines(key.table, block, shift, k, width, stride, words, points, seeds, flips)
+        while block < end:
+            height = min(depth, end - block)
+            draw_lines(key.table, block, end, height, shift, k, width, length, words, points, seeds, flips)
+            normals(words, 0, height * length, eps)
+            if length == width << shift and out.strides[0] == width * out.itemsize:
+                low, high = max(0, -row), min(height << shift, count - row)
+                copy_row(eps, low * width, (high - low) * width, row + low, count, width, out, k)
+            else:
+                copy_rows(eps, width, length, shift, height, width, row, count, out, k)
+            row += height << shift
+            block += height
+
+
+@part
+def normals(words, low, high, eps):
+    """Write the normals of words[low:high], and of what makes the last vector whole, to the same places of eps."""
+    like = eps.dtype.type(0)
+    for s in range(low, high, 2 * LANES):
+        store_lanes(eps, s, logarithm(load_wide(words, s), like))
+    for s in range(low, high, 2 * LANES):
+        store_lanes(eps, s, quantile(load_wide(words, s), load_wide(eps, s)))
 
 
 @inline
@@ -80,30 +153,10 @@ def copy(source: Any, target: Any) -> None:
 
 
 @jit
-def draw_words(
-    seed: Any, datum: Any, block: Any, latent: Any, blocks_inside: Any, outer: int, inner: int, stride: int, drawn: Any
-) -> None:
-    """Write the iid words of sample j of consecutive blocks and latents from drawn[j stride] on.
-
-    The inner loop runs over blocks where `blocks_inside` is all ones, over latents where it is 0: bits, not a branch,
-    so that the rounds of Philox are compiled once.
-    """
-    latents_inside = ~blocks_inside
-    d0, d1, d2, d3 = drawn[:stride], drawn[stride : 2 * stride], drawn[2 * stride : 3 * stride], drawn[3 * stride :]
-    for o in range(outer):
-        for i in range(inner):
-            u, v = np.uint64(o), np.uint64(i)
-            t, s = (v & blocks_inside) | (u & latents_inside), (u & blocks_inside) | (v & latents_inside)
-            w0, w1, w2, w3 = block_words(seed, datum, block + t, latent + s)
-            place = o * inner + i
-            d0[place], d1[place], d2[place], d3[place] = w0, w1, w2, w3
-
-
-@jit
-def _fill_batch(seed: int, antithetic: bool, datum_offset: int, sample_offset: int, out: Any) -> None:
+def _fill_batch(key: Key | SobolKey, out: Any) -> None:
     """Write eps into out (B, n, d)."""
     for b in range(out.shape[0]):
-        fill(seed, antithetic, datum_offset + b, sample_offset, out.shape[1], out[b])
+        fill(key, b, 0, out.shape[1], out[b])
 
 
 def noise(draw: Draw, batch: int, latent: int, dtype: DTypeLike) -> NDArray[Any]:
@@ -137,5 +190,5 @@ def noise(draw: Draw, batch: int, latent: int, dtype: DTypeLike) -> NDArray[Any]
     if draw.eps is not None:
         return draw.eps.astype(dtype, copy=False)
     out = np.empty((batch, draw.num_samples, latent), dtype)
-    _fill_batch(draw.seed, draw.sampler == "antithetic", draw.datum_offset, draw.sample_offset, out)
+    _fill_batch(key_of(draw, latent), out)
     return out

@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 from mcelbo_kernels.cpu import buffers
 from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
 from mcelbo_kernels.cpu.cell import QUADRATIC, Cell
+from mcelbo_kernels.cpu.noise import key_of
 from mcelbo_kernels.cpu.shape import Shape
 from mcelbo_kernels.problem import Array, Need, Problem
 
@@ -102,7 +103,7 @@ def prepare(problem: Problem, need: Need, upstream: Array | None, centre: Array 
         eps=np.empty((0, 0, 0), real) if draw.eps is None else contiguous(draw.eps),
         centre=np.empty((0, 0), real) if centre is None else padded(centre, padding),
         upstream=np.empty((0, 0), real) if upstream is None else contiguous(upstream.astype(real, copy=False)),
-        key=(draw.seed, draw.sampler == "antithetic", draw.datum_offset, draw.sample_offset),
+        key=key_of(draw, problem.mu.shape[1]),
         num_samples=draw.num_samples,
         lowest=lowest(need),
         scale=1.0 / draw.num_samples if upstream is None else 1.0,

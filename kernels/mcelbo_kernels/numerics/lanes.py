@@ -130,6 +130,26 @@ def absolute(typing: Any, x: Any) -> Any:
 
 
 @intrinsic
+def square_root(typing: Any, x: Any) -> Any:
+    """Return the square root of x, rounded once."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return call_intrinsic(builder, "sqrt", arguments[0].type, arguments[0])
+
+    return x(x), code
+
+
+@intrinsic
+def copy_sign(typing: Any, x: Any, y: Any) -> Any:
+    """Return |x| with the sign of y."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return call_intrinsic(builder, "copysign", arguments[0].type, *arguments)
+
+    return x(x, y), code
+
+
+@intrinsic
 def select(typing: Any, mask: Any, x: Any, y: Any) -> Any:
     """Return x where the mask holds, otherwise y: no arithmetic, so what is not selected leaves no trace."""
     result = x if is_real(x) and isinstance(x, Vector) else y if isinstance(y, Vector) else x

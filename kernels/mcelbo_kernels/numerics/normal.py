@@ -1,13 +1,13 @@
 """The inverse normal CDF of a random word: Phi^-1((word + 1/2) / 2^32), branch-free, odd and monotone.
 
-Both precisions compute a centre and a tail and select. u is never formed where that would lose it: with p the distance
-to the nearer end and x = |2u - 1|, 1 - x^2 = 4p(1 - p) and
+With p the distance of u to the nearer end and x = |2u - 1|, 1 - x^2 = 4p(1 - p). u is never formed where that would
+lose it: x comes from the word's distance to the centre, p from that to the end. float32 is one formula for all words,
 
-    float32 centre    eps = c x + x w P(w),    w = x^2, c = sqrt(pi/2)
-    float32 tail      eps = sqrt(L - L R(L)),  L = -2 log(1 - x^2)
+    eps = sqrt(2L - L R(L)),   L = -log(1 - x^2) = -e log 2 - log(1 - f),   1 - x^2 = 2^e (1 - f)
 
-R falls slowly from 0.20 to 0.07, so that what rounds in the tail is hardly more than L and its root. The polynomials
-are minimax for the relative error of eps, their coefficients rounded to float32 one by one and the rest fitted again.
+where f is x^2 itself for e = 0, so that L keeps its relative accuracy at the centre. R falls slowly from 0.43 to 0.13,
+so that what rounds is hardly more than L and its root, either of which is monotone. The polynomials are minimax for the
+relative error of eps, their coefficients rounded to float32 one by one and the rest fitted again.
 
 float64 is algorithm AS241 of Wichura (1988), The percentage points of the normal distribution, Applied Statistics 37,
 whose third interval starts beyond the last word.
@@ -25,43 +25,48 @@ from numba import types
 from numba.extending import overload
 
 from mcelbo_kernels._compile import inline
-from mcelbo_kernels.numerics.lanes import fma, polynomial
+from mcelbo_kernels.numerics.lanes import copy_sign, equal, fma, less, polynomial, real_of, select, square_root
+from mcelbo_kernels.numerics.words import (
+    add,
+    bit_and,
+    bit_or,
+    bit_xor,
+    bits_of,
+    from_bits,
+    shift_right,
+    spread,
+    subtract,
+    to_float32,
+    to_float64,
+    to_word,
+)
 
-# All highest power first. P: error 2^-27.3
-CENTRE_32 = (
-    0.5154034495353699,
-    -0.5700017213821411,
-    0.428838312625885,
-    -0.044955912977457047,
-    0.11319320648908615,
-    0.12031423300504684,
-    0.18048951029777527,
-    0.328115314245224,
-)
-# (2f - 2 log(1 + f))/f^2 where 2^e (1 + f) is in the tail: error 2^-25.6
+# All highest power first. (-log(1 - f) - f)/f^2 on 0 <= f <= 1/2: error 2^-26.3 of eps
 LOG_32 = (
-    0.20290225744247437,
-    -0.32697775959968567,
-    0.3457997143268585,
-    -0.39769619703292847,
-    0.4992987811565399,
-    -0.6667088866233826,
-    1.0000096559524536,
+    1.4175539016723633,
+    -1.6452733278274536,
+    1.2130632400512695,
+    -0.1826765388250351,
+    0.2640667259693146,
+    0.24363873898983002,
+    0.33363455533981323,
+    0.4999951720237732,
 )
-# R: error 2^-26.6
+# R: error 2^-27.7 of eps
 R_NUMERATOR = (
-    -6.48839426631298e-10,
-    2.2271024135989137e-07,
-    7.046476093819365e-05,
-    0.0014034349005669355,
-    0.01846218667924404,
-    0.21459996700286865,
+    2.7258190371526325e-08,
+    2.7182730264030397e-05,
+    0.0007091441657394171,
+    0.010304518975317478,
+    0.04856153577566147,
+    0.42920365929603577,
 )
 R_DENOMINATOR = (
-    1.9855235223076306e-05,
-    0.0006956278230063617,
-    0.011647536419332027,
-    0.12919604778289795,
+    5.607987077382859e-06,
+    0.0002673928393051028,
+    0.004114758688956499,
+    0.0393034853041172,
+    0.19950920343399048,
     1.0,
 )
 # (atanh(s)/s - 1)/s^2 in s^2 on |s| <= 3 - 2 sqrt 2: error 2^-57 of the logarithm
@@ -116,84 +121,86 @@ TAIL_DENOMINATOR = (
 )
 
 LN2 = 0.6931471805599453
-SQRT_HALF_PI = 1.2533141374588013  # a float32
-MANTISSA_32, SIGN_SHIFT, MANTISSA_64 = np.int32(23), np.int32(31), np.int64(52)
-SQRT_HALF_BITS_32, SQRT_HALF_BITS_64 = np.float32(0.5**0.5).view(np.int32), np.float64(0.5**0.5).view(np.int64)
-SIGN, ALL_BUT_SIGN = np.int32(-(2**31)), np.int32(2**31 - 1)
-# words nearer to an end than this, p < 0.155, are the tail; here centre and tail round alike, so that eps is monotone
-TAIL_32 = np.int32(665719551)
-
-
-@inline
-def upper_half(word: Any) -> Any:
-    """Return int32 -1 for u > 1/2, otherwise 0."""
-    return np.int32(np.int32(word) >> SIGN_SHIFT)
+ALL, SIGN, ALL_BUT_SIGN, SIGN_SHIFT = 2**32 - 1, 2**31, 2**31 - 1, 31
+EXPONENT_32, EXPONENT_64, MANTISSA_64 = 0xFF800000, 0xFFF0000000000000, 52
+# e changes where 1 - x^2 crosses this times a power of two
+HALF_BITS_32, SQRT_HALF_BITS_64 = np.float32(0.5).view(np.uint32) + 8, np.float64(0.5**0.5).view(np.uint64)
+# 2^52 + 64 whose lowest bits take e + 64
+SHIFT_64 = 2.0**52 + 64
+SHIFT_BITS_64 = np.float64(2.0**52).view(np.uint64)
 
 
 @inline
 def words_from_end(word: Any) -> Any:
-    """Return min(word, ~word), an int32."""
-    return np.int32(np.int32(word) ^ upper_half(word))
+    """Return min(word, ~word)."""
+    return bit_xor(word, spread(word, SIGN_SHIFT))
 
 
 @inline
 def logarithm_float32(word: Any) -> Any:
-    """Return L = -2 log(4p(1 - p)) in float32, right where the tail needs it."""
-    p4 = fma(np.float32(words_from_end(word)), 2.0**-30, 2.0**-31)
-    # 1 - x^2 = 2^e (1 + f)
-    bits = np.float32(fma(p4 * p4, -0.25, p4)).view(np.int32)
-    e = np.int32(np.int32(bits - SQRT_HALF_BITS_32) >> MANTISSA_32)
-    f = np.int32(bits - np.int32(e << MANTISSA_32)).view(np.float32) - np.float32(1.0)
-    return fma(np.float32(e), -2.0 * LN2, fma(f * f, polynomial(f, LOG_32), -(f + f)))
+    """Return L = -log(4p(1 - p)) in float32."""
+    from_end = words_from_end(word)
+    p4 = fma(to_float32(from_end), 2.0**-30, 2.0**-31)
+    # (2 words from the centre + 1) / 2^32, exact where it is small; elsewhere so many words are lost
+    from_centre = bit_xor(from_end, ALL_BUT_SIGN)
+    rounded = to_float32(from_centre)
+    lost = to_float32(subtract(from_centre, to_word(rounded)))
+    x = fma(rounded, 2.0**-31, 2.0**-32)
+    bits = bits_of(fma(p4 * p4, -0.25, p4))
+    exponent = bit_and(subtract(bits, HALF_BITS_32), EXPONENT_32)
+    e = to_float32(exponent)  # times 2^23
+    square = x * x
+    central = equal(e, 0.0)
+    f = select(central, square, 1.0 - from_bits(subtract(bits, exponent)))
+    # what x and then x^2 lost in rounding
+    rest = select(central, fma(lost, x * 2.0**-30, fma(x, x, -square)), 0.0)
+    return fma(e, -(2.0**-23) * LN2, f + fma(f * f, polynomial(f, LOG_32), rest))
 
 
 @inline
 def quantile_float32(word: Any, L: Any) -> Any:
     """Return Phi^-1 given the logarithm."""
-    from_end = words_from_end(word)
-    # |x| = (2 words from the centre + 1) / 2^32, exact where it is small
-    x = fma(np.float32(np.int32(from_end ^ ALL_BUT_SIGN)), 2.0**-31, 2.0**-32)
-    w = x * x
-    centre = fma(x, SQRT_HALF_PI, x * w * polynomial(w, CENTRE_32))
     R = polynomial(L, R_NUMERATOR) / polynomial(L, R_DENOMINATOR)
-    tail = np.float32(np.sqrt(fma(-L, R, L)))
-    size = np.float32(tail if from_end < TAIL_32 else centre)
-    return np.int32(size.view(np.int32) | np.int32(np.int32(~np.int32(word)) & SIGN)).view(np.float32)
+    size = square_root(fma(-L, R, L + L))
+    return from_bits(bit_or(bits_of(size), bit_and(bit_xor(word, ALL), SIGN)))
 
 
 @inline
 def normal_float32(word: Any) -> Any:
-    """Return Phi^-1((word + 1/2) / 2^32) in float32 for a uint32, within 2 ulp."""
+    """Return Phi^-1((word + 1/2) / 2^32) in float32 for a uint32 or a vector of them, to 2 ulp."""
     return quantile_float32(word, logarithm_float32(word))
 
 
 @inline
 def logarithm_float64(word: Any) -> Any:
     """Return log(p) in float64, as e log 2 + 2 atanh(f / (2 + f)) with p = 2^e (1 + f)."""
-    bits = np.float64(fma(np.float64(words_from_end(word)), 2.0**-32, 2.0**-33)).view(np.int64)
-    e = (bits - SQRT_HALF_BITS_64) >> MANTISSA_64
-    f = np.int64(bits - (e << MANTISSA_64)).view(np.float64) - 1.0
+    bits = bits_of(fma(to_float64(words_from_end(word)), 2.0**-32, 2.0**-33))
+    shifted = subtract(bits, SQRT_HALF_BITS_64)
+    f = from_bits(subtract(bits, bit_and(shifted, EXPONENT_64))) - 1.0
+    # no vector converts integers of 64 bits
+    biased = shift_right(add(shifted, 64 << MANTISSA_64), MANTISSA_64)
+    e = from_bits(bit_or(biased, SHIFT_BITS_64)) - SHIFT_64
     s = f / (2.0 + f)
     square = s * s
-    return fma(np.float64(np.int32(e)), LN2, fma(2.0 * s * square, polynomial(square, ATANH_64), 2.0 * s))
+    return fma(e, LN2, fma(2.0 * s * square, polynomial(square, ATANH_64), 2.0 * s))
 
 
 @inline
 def quantile_float64(word: Any, logarithm: Any) -> Any:
     """Return Phi^-1 given the logarithm."""
     # q = 1/2 - p is exact
-    q = fma(np.float64(words_from_end(word)), -(2.0**-32), 0.5 - 2.0**-33)
+    q = fma(to_float64(words_from_end(word)), -(2.0**-32), 0.5 - 2.0**-33)
     r = fma(-q, q, 0.180625)
     centre = q * polynomial(r, CENTRE_NUMERATOR) / polynomial(r, CENTRE_DENOMINATOR)
-    s = np.sqrt(-logarithm) - 1.6
+    s = square_root(-logarithm) - 1.6
     tail = polynomial(s, TAIL_NUMERATOR) / polynomial(s, TAIL_DENOMINATOR)
-    size = centre if q <= 0.425 else tail
-    return size if upper_half(word) else -size
+    # negative below the centre
+    return copy_sign(select(less(q, 0.425), centre, tail), to_float64(bit_xor(word, ALL)))
 
 
 @inline
 def normal_float64(word: Any) -> Any:
-    """Return Phi^-1((word + 1/2) / 2^32) in float64 for a uint32, within 1e-14 relative."""
+    """Return Phi^-1((word + 1/2) / 2^32) in float64 for a uint32 or a vector of them, within 1e-14 relative."""
     return quantile_float64(word, logarithm_float64(word))
 
 
@@ -216,6 +223,6 @@ def _logarithm(word, like):
 
 @overload(quantile, jit_options={"forceinline": True})
 def _quantile(word, logarithm):
-    if logarithm == types.float32:
+    if real_of(logarithm) == types.float32:
         return lambda word, logarithm: quantile_float32(word, logarithm)
     return lambda word, logarithm: quantile_float64(word, logarithm)

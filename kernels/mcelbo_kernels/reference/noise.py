@@ -1,4 +1,4 @@
-"""The noise of `reference`: Philox4x32-10 in uint64 arithmetic, and the inverse normal CDF in float64."""
+"""The noise of `reference`: Philox4x32-10 and Sobol points in uint64, and the inverse normal CDF in float64."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcelbo_kernels.numerics.sobol import scipy_directions
 from mcelbo_kernels.problem import Draw, check_draw
 
 Real = NDArray[np.float64]
@@ -46,12 +47,63 @@ def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Words, Words, Wo
     return c0, c1, c2, c3
 
 
+def sobol_points(directions: NDArray[np.uint32], i: Words) -> Words:
+    """Return points `i` of a Sobol sequence in 32 bits, shape (*i.shape, d).
+
+    The direction numbers (d, bits) of the bits that are set in the Gray code i ^ (i // 2), added modulo 2.
+    """
+    gray = (i ^ (i >> np.uint64(1)))[..., None]
+    total = np.zeros((*i.shape, len(directions)), np.uint64)
+    for bit, numbers in enumerate(directions.T.astype(np.uint64)):
+        total ^= np.where(gray >> np.uint64(bit) & np.uint64(1), numbers, np.uint64(0))
+    return total
+
+
+def reversed_bits(word: Words) -> Words:
+    """Return 32-bit words with their bits in reverse."""
+    flipped = np.zeros_like(word)
+    for bit in range(32):
+        flipped |= (word >> np.uint64(bit) & np.uint64(1)) << np.uint64(31 - bit)
+    return flipped
+
+
+def owen_scrambled(point: Words, seed: Words) -> Words:
+    """Flip each bit or not, at random but by the bits above it alone.
+
+    A hash whose every bit depends on lower bits alone does that to the bits in reverse; this one is Vegdahl's.
+    """
+    x = reversed_bits(point)
+    x = x ^ (x * np.uint64(0x3D20ADEA) & WORD)
+    x = x + seed & WORD
+    x = x * (seed >> np.uint64(16) | np.uint64(1)) & WORD
+    x = x ^ (x * np.uint64(0x05526C56) & WORD)
+    x = x ^ (x * np.uint64(0x53A22864) & WORD)
+    return reversed_bits(x)
+
+
+def sobol_words(draw: Draw, batch: int, latent: int) -> Words:
+    """Return the 32 random bits behind each eps[b,i,k] of Sobol points, shape (B, n, d).
+
+    Point i is scrambled by one word of the counter (k, all ones, all ones, b), which no i // 4 reaches, and the word
+    after it is added modulo 2.
+    """
+    directions = scipy_directions(latent) if draw.directions is None else draw.directions[:latent]
+    b = np.uint64(draw.datum_offset) + np.arange(batch, dtype=np.uint64)[:, None, None]
+    i = np.uint64(draw.sample_offset) + np.arange(draw.num_samples, dtype=np.uint64)
+    k = np.arange(latent, dtype=np.uint64)
+    seed, flip, _, _ = philox((k, WORD, WORD, b), (draw.seed % 2**32, draw.seed // 2**32))
+    return owen_scrambled(sobol_points(directions, i), seed) ^ flip
+
+
 def words(draw: Draw, batch: int, latent: int) -> Words:
     """Return the 32 random bits behind each eps[b,i,k], shape (B, n, d).
 
     Word i % 4 of Philox at key (seed low, seed high) and counter (k, i // 4 low, i // 4 high, b); b and i count from
-    the draw's offsets. "antithetic": an even i as above, an odd i the complement of the word of i - 1.
+    the draw's offsets. "antithetic": an even i as above, an odd i the complement of the word of i - 1. "sobol": see
+    `sobol_words`.
     """
+    if draw.sampler == "sobol":
+        return sobol_words(draw, batch, latent)
     b = np.uint64(draw.datum_offset) + np.arange(batch, dtype=np.uint64)[:, None, None]
     i = np.uint64(draw.sample_offset) + np.arange(draw.num_samples, dtype=np.uint64)[:, None]
     k = np.arange(latent, dtype=np.uint64)
