@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mcelbo_kernels.numerics import cells
-from mcelbo_kernels.problem import Problem
+from mcelbo_kernels.problem import Layer, Problem
 from mcelbo_kernels.reference import noise, preactivations
 from mcelbo_kernels.reference.activations import activate, slope
 
@@ -23,32 +23,45 @@ def wide(array: Array) -> Array:
 
 
 def magnitudes(problem: Problem, upstream: Array | None = None) -> dict[str, Array]:
-    """Return magnitudes of T, "errors", and of the gradients of sum(upstream T), for a decoder of one layer."""
-    (layer,) = problem.layers
+    """Return magnitudes of T, "errors", and of the gradients of sum(upstream T)."""
     eps = noise(problem.draw, *problem.mu.shape)
-    mu, logvar, w, c = (wide(a) for a in (problem.mu, problem.logvar, layer.weight, layer.bias))
+    mu, logvar = wide(problem.mu), wide(problem.logvar)
     sigma = np.exp(logvar / 2)[:, None]
-    a = preactivations(problem.layers, mu[:, None] + sigma * eps)[0]
-    y, f = activate(layer.activation, a), np.abs(slope(layer.activation, a))
+    weights, biases = (
+        [wide(array) for array in arrays] for arrays in zip(*map(parameters, problem.layers), strict=True)
+    )
+    a = preactivations(problem.layers, mu[:, None] + sigma * eps)
+    slopes = [np.abs(slope(layer.activation, a_)) for layer, a_ in zip(problem.layers, a, strict=True)]
     x = wide(problem.x)[:, None]
     pixel = 1.0 if problem.weight is None else wide(problem.weight)[:, None]
     g = np.ones(eps.shape[:2]) if upstream is None else np.abs(wide(upstream))
 
-    z_size = np.abs(mu)[:, None] + np.abs(sigma * eps)  # (B, n, d)
-    a_size = z_size @ np.abs(w).T + np.abs(c)  # (B, n, m)
-    y_size = np.abs(y) + f * a_size
+    inputs, a_sizes = [np.abs(mu)[:, None] + np.abs(sigma * eps)], []  # (B, n, d), then each layer's
+    for layer, w, c, a_, f in zip(problem.layers, weights, biases, a, slopes, strict=True):
+        a_sizes.append(inputs[-1] @ np.abs(w).T + np.abs(c))
+        inputs.append(np.abs(activate(layer.activation, a_)) + f * a_sizes[-1])
+    y, y_size = activate(problem.layers[-1].activation, a[-1]), inputs.pop()
     t, dt_dy, dt_dx = (np.abs(part) for part in cells.BY_NAME[problem.cell].arrays(y, x, np))
     t_size = t + dt_dy * y_size + dt_dx * np.abs(x)
     slope_size = 2 * (np.abs(x) + y_size)  # for cells whose second derivatives are at most 2
-    da_size = pixel * (slope_size * f + dt_dy * (f + a_size))
-    dz_size = da_size @ np.abs(w)
+    da_size = pixel * (slope_size * slopes[-1] + dt_dy * (slopes[-1] + a_sizes[-1]))
+    found = {}
+    for index in range(len(weights) - 1, -1, -1):
+        found[f"weight of layer {index}"] = np.einsum("bi,bij,bik->jk", g, da_size, inputs[index])
+        found[f"bias of layer {index}"] = np.einsum("bi,bij->j", g, da_size)
+        dh_size = da_size @ np.abs(weights[index])
+        # the slope of an activation is off by its second derivative, at most 1, times the error of its argument
+        da_size = dh_size * (slopes[index - 1] + a_sizes[index - 1]) if index else dh_size
     dw = np.einsum("bi,bij->bj", g, t_size)
-    return {
+    return found | {
         "errors": (pixel * t_size).sum(2),
         "x": np.einsum("bi,bij->bj", g, pixel * slope_size),
         "weight": dw.sum(0, keepdims=True) if problem.weight is not None and len(problem.weight) == 1 else dw,
-        "mu": np.einsum("bi,bik->bk", g, dz_size),
-        "logvar": np.einsum("bi,bik,bik->bk", g, dz_size, np.abs(eps) * sigma),
-        "weight of layer 0": np.einsum("bi,bij,bik->jk", g, da_size, z_size),
-        "bias of layer 0": np.einsum("bi,bij->j", g, da_size),
+        "mu": np.einsum("bi,bik->bk", g, dh_size),
+        "logvar": np.einsum("bi,bik,bik->bk", g, dh_size, np.abs(eps) * sigma),
     }
+
+
+def parameters(layer: Layer) -> tuple[Array, Array]:
+    """Return weight and bias."""
+    return layer.weight, layer.bias

@@ -101,6 +101,7 @@ def problems(
     dtypes: Sequence[DTypeLike] = (np.float32, np.float64),
     names: Sequence[str] = ACTIVATIONS,
     cells: Sequence[str] = CELLS,
+    min_layers: int = 1,
     max_layers: int = 3,
     samplers: Sequence[str] = (*SAMPLERS, "injected"),
     weights: Sequence[str] = ("none", "shared", "per datum"),
@@ -113,7 +114,7 @@ def problems(
     dtypes : of all arrays
     names : of the activations
     cells : of which those are drawn that accept one of the activations as output
-    max_layers : most affine layers of the decoder
+    min_layers, max_layers : fewest and most affine layers of the decoder
     samplers : of `SAMPLERS`, or "injected" for the caller's own noise
     weights : kinds of pixel weight; those that there are hold zeros
     shapes : keys of `SHAPES`
@@ -129,7 +130,9 @@ def problems(
     def normal(*size: int, scale: float = 1.0) -> Array:
         return laid_out((scale * rng.standard_normal(size)).astype(dtype), layout)
 
-    hidden = [draw(st.integers(1, 5) | st.integers(9, 19)) for _ in range(draw(st.integers(1, max_layers)) - 1)]
+    hidden = [
+        draw(st.integers(1, 5) | st.integers(9, 19)) for _ in range(draw(st.integers(min_layers, max_layers)) - 1)
+    ]
     widths = [latent, *hidden, pixels]
     cell = draw(st.sampled_from([cell for cell in cells if any(accepts(cell, name) for name in names)]))
     outputs = [name for name in names if accepts(cell, name)]

@@ -13,7 +13,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mcelbo_kernels import cpu, reference
-from mcelbo_kernels.cpu.tile import host_shape, lanes_of, load_vector, store_vector
+from mcelbo_kernels.cpu.shape import host_shape, lanes_of
+from mcelbo_kernels.cpu.tile import load_vector, store_vector
 from mcelbo_kernels.numerics.cells import BY_NAME
 from mcelbo_kernels.problem import CELLS, Activation, Draw, Layer, Need, Problem
 from tests.bounds import magnitudes

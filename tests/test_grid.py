@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcelbo_kernels import cpu, reference
-from mcelbo_kernels.cpu import schedule
-from mcelbo_kernels.cpu.tile import Shape
+from mcelbo_kernels import reference
+from mcelbo_kernels.cpu import plan, schedule
+from mcelbo_kernels.cpu.shape import Shape
 from mcelbo_kernels.problem import ACTIVATIONS, Activation, Draw, Gradients, Layer, Need, Problem
 from tests.bounds import magnitudes
 from tests.strategies import problems, upstreams
@@ -26,9 +26,13 @@ Array = Any
 # adds a random walk of half an epsilon a step (Higham and Mary 2019), allowed for at two standard deviations.
 ROUNDINGS = 4
 NARROW, WIDE = Shape("float32", 8, 2, 4), Shape("float32", 12, 2, 16)
-# Each activation is a kernel to compile, so all of them meet in one test and a few in the others.
-FEW = ("identity", "relu", "sigmoid")
-one_layer = problems(max_layers=1, names=FEW)
+# Each pair of activations, dtype, sampler and kind of weight is a kernel to compile: all activations meet in one test,
+# and the others share these few.
+DRAWN = ("iid", "antithetic", "injected")
+one_layer = problems(max_layers=1, names=("sigmoid",), cells=("squared_error",), samplers=DRAWN)
+stacks = problems(
+    min_layers=2, max_layers=4, names=("tanh",), cells=("squared_error",), samplers=DRAWN, dtypes=(np.float32,)
+)
 
 
 def slack(problem: Problem) -> float:
@@ -68,17 +72,17 @@ def random_problem(
     return Problem(normal(batch, pixels), normal(batch, latent), normal(batch, latent), (layer,), Draw(n, 3), **fields)
 
 
-@given(problem=one_layer)
+@given(problem=one_layer | stacks)
 def test_errors(problem: Problem) -> None:
-    errors = cpu.errors(problem)
+    errors = schedule.errors(problem)
     assert errors.dtype == problem.x.dtype
     assert (np.abs(errors - reference.errors(problem)) <= slack(problem) * magnitudes(problem)["errors"]).all()
 
 
-@given(problem=one_layer)
+@given(problem=one_layer | stacks)
 def test_value_and_gradients(problem: Problem) -> None:
     n = problem.draw.num_samples
-    moments, gradients = cpu.value_and_gradients(problem, Need.everything(problem))
+    moments, gradients = schedule.value_and_gradients(problem, Need.everything(problem))
     assert_gradients(gradients, problem, np.full((len(problem.x), n), 1 / n))
     exact = reference.errors(problem)
     size = magnitudes(problem)["errors"]
@@ -88,10 +92,10 @@ def test_value_and_gradients(problem: Problem) -> None:
     assert (np.abs(moments.squares - (deviation**2).sum(1)) <= allowed + 1e-12).all()
 
 
-@given(data=st.data(), problem=one_layer)
+@given(data=st.data(), problem=one_layer | stacks)
 def test_vector_jacobian_product(data: st.DataObject, problem: Problem) -> None:
     upstream = data.draw(upstreams(problem))
-    assert_gradients(cpu.gradients(problem, upstream, Need.everything(problem)), problem, upstream)
+    assert_gradients(schedule.gradients(problem, upstream, Need.everything(problem)), problem, upstream)
 
 
 @pytest.mark.parametrize("real", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
@@ -99,19 +103,22 @@ def test_vector_jacobian_product(data: st.DataObject, problem: Problem) -> None:
 def test_every_activation(name: str, real: Any) -> None:
     problem = random_problem(3, 7, 41, 29, name, real, weight=np.linspace(0, 2, 41, dtype=real)[None])
     upstream = np.random.default_rng(0).standard_normal((3, 29)).astype(real)
-    assert_gradients(cpu.gradients(problem, upstream, Need.everything(problem)), problem, upstream)
+    assert_gradients(schedule.gradients(problem, upstream, Need.everything(problem)), problem, upstream)
 
 
-@given(problem=problems(max_layers=1, names=("sigmoid",), dtypes=(np.float32,)), data=st.data())
+@given(
+    problem=problems(max_layers=1, names=("sigmoid",), cells=("squared_error",), samplers=DRAWN, dtypes=(np.float32,)),
+    data=st.data(),
+)
 def test_what_nobody_needs_is_left_out_and_changes_nothing(problem: Problem, data: st.DataObject) -> None:
     weighted = problem.weight is not None
     need = Need(
         *(data.draw(st.booleans()) and allowed for allowed in (True, weighted, True, True)),
         layers=((data.draw(st.booleans()), data.draw(st.booleans())),),
     )
-    moments, some = cpu.value_and_gradients(problem, need)
+    moments, some = schedule.value_and_gradients(problem, need)
     everything = Need.everything(problem)
-    all_moments, every = cpu.value_and_gradients(problem, everything)
+    all_moments, every = schedule.value_and_gradients(problem, everything)
     wanted = {name for name, flag in named(need).items() if flag}
     assert set(named(some)) == wanted
     assert_same(some, every)
@@ -121,11 +128,13 @@ def test_what_nobody_needs_is_left_out_and_changes_nothing(problem: Problem, dat
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", [NARROW, WIDE], ids=str)
 @settings(max_examples=20)
-@given(problem=problems(max_layers=1, names=("sigmoid",), dtypes=(np.float32,)))
+@given(
+    problem=problems(max_layers=1, names=("sigmoid",), cells=("squared_error",), samplers=DRAWN, dtypes=(np.float32,))
+)
 def test_other_machines_tiles(tile: Shape, problem: Problem) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "host_shape", lambda real: tile)
-        gradients = cpu.value_and_gradients(problem, Need.everything(problem))[1]
+        gradients = schedule.value_and_gradients(problem, Need.everything(problem))[1]
     n = problem.draw.num_samples
     assert_gradients(gradients, problem, np.full((len(problem.x), n), 1 / n))
 
@@ -133,16 +142,25 @@ def test_other_machines_tiles(tile: Shape, problem: Problem) -> None:
 @pytest.mark.parametrize("rows", [1, 12, 100])
 def test_length_of_a_chunk(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(3, 5, 33, 67)
-    monkeypatch.setattr(schedule, "ROWS_OF_A_CHUNK", rows)
+    monkeypatch.setattr(plan, "ROWS_OF_A_CHUNK", rows)
     upstream = np.full((3, 67), 1 / 67)
-    assert_gradients(cpu.value_and_gradients(problem, Need.everything(problem))[1], problem, upstream)
-    np.testing.assert_allclose(cpu.errors(problem), reference.errors(problem), rtol=1e-5)
+    assert_gradients(schedule.value_and_gradients(problem, Need.everything(problem))[1], problem, upstream)
+    np.testing.assert_allclose(schedule.errors(problem), reference.errors(problem), rtol=1e-5)
 
 
-@given(problem=problems(max_layers=1, names=("relu",), samplers=("iid", "antithetic"), shapes=("any", "long")))
+@given(
+    problem=problems(
+        max_layers=2,
+        names=("tanh",),
+        cells=("squared_error",),
+        samplers=("iid", "antithetic"),
+        dtypes=(np.float32,),
+        shapes=("any", "long"),
+    )
+)
 def test_slices_of_a_batch_and_parts_of_the_samples_see_the_noise_of_the_whole(problem: Problem) -> None:
     # the rows that share a tile differ, so equal noise shows in equal errors only because a row never meets another
-    errors, draw = cpu.errors(problem), problem.draw
+    errors, draw = schedule.errors(problem), problem.draw
     for b in range(len(problem.x)):
         weight = problem.weight if problem.weight is None or len(problem.weight) == 1 else problem.weight[b : b + 1]
         datum = replace(
@@ -153,19 +171,19 @@ def test_slices_of_a_batch_and_parts_of_the_samples_see_the_noise_of_the_whole(p
             weight=weight,
             draw=replace(draw, datum_offset=draw.datum_offset + b),
         )
-        np.testing.assert_array_equal(cpu.errors(datum)[0], errors[b])
+        np.testing.assert_array_equal(schedule.errors(datum)[0], errors[b])
     step = 2 if draw.sampler == "antithetic" else 1
     cut = draw.num_samples // 2 // step * step
     if cut:
         rest = replace(draw, num_samples=draw.num_samples - cut, sample_offset=draw.sample_offset + cut)
-        np.testing.assert_array_equal(cpu.errors(replace(problem, draw=rest)), errors[:, cut:])
+        np.testing.assert_array_equal(schedule.errors(replace(problem, draw=rest)), errors[:, cut:])
 
 
 def test_the_same_call_gives_the_same_bits_a_hundred_times() -> None:
     problem = random_problem(5, 3, 37, 130)
-    moments, gradients = cpu.value_and_gradients(problem, Need.everything(problem))
+    moments, gradients = schedule.value_and_gradients(problem, Need.everything(problem))
     for _ in range(100):
-        again, same = cpu.value_and_gradients(problem, Need.everything(problem))
+        again, same = schedule.value_and_gradients(problem, Need.everything(problem))
         assert_same(gradients, same)
         np.testing.assert_array_equal(again, moments)
 
@@ -175,7 +193,7 @@ def test_the_same_call_gives_the_same_bits_a_hundred_times() -> None:
 def test_nan_and_infinity_show_in_their_datum_alone(bad: float, name: str) -> None:
     problem = random_problem(3, 4, 20, 7, name)
     problem.x[1, 5] = bad
-    moments, gradients = cpu.value_and_gradients(problem, Need.everything(problem))
+    moments, gradients = schedule.value_and_gradients(problem, Need.everything(problem))
     np.testing.assert_array_equal(np.isfinite(moments.mean), [True, False, True])
     np.testing.assert_array_equal(np.isfinite(gradients.mu).all(1), [True, False, True])
     assert not np.isfinite(gradients.layers[0][0]).all()
@@ -191,8 +209,8 @@ def test_a_weight_of_zero_excludes_whatever_the_pixel_holds(bad: float, shared: 
     dirty = replace(clean, x=problem.x.copy())
     dirty.x[:, 5] = bad
     need = Need.everything(clean)._replace(weight=False)
-    moments, gradients = cpu.value_and_gradients(clean, need)
-    dirty_moments, dirty_gradients = cpu.value_and_gradients(dirty, need)
+    moments, gradients = schedule.value_and_gradients(clean, need)
+    dirty_moments, dirty_gradients = schedule.value_and_gradients(dirty, need)
     np.testing.assert_array_equal(dirty_moments, moments)
     assert_same(gradients, dirty_gradients)
 
@@ -201,42 +219,42 @@ def test_nan_in_a_parameter_is_not_swallowed() -> None:
     for field in ("mu", "logvar"):
         problem = random_problem(2, 3, 20, 4, "relu")
         getattr(problem, field)[1, 0] = np.nan
-        np.testing.assert_array_equal(np.isnan(cpu.errors(problem)).all(1), [False, True])
+        np.testing.assert_array_equal(np.isnan(schedule.errors(problem)).all(1), [False, True])
     problem = random_problem(2, 3, 20, 4, "relu")
     problem.layers[0].weight[3, 1] = np.nan
-    assert np.isnan(cpu.errors(problem)).all()
+    assert np.isnan(schedule.errors(problem)).all()
 
 
 def test_infinite_results_come_without_a_warning() -> None:
     problem = random_problem(2, 3, 20, 4, "identity")
     problem.logvar[:] = 300
-    moments, gradients = cpu.value_and_gradients(problem, Need.everything(problem))
+    moments, gradients = schedule.value_and_gradients(problem, Need.everything(problem))
     assert not np.isfinite(moments.mean).any()
     assert not np.isfinite(gradients.logvar).any()
-    assert not np.isfinite(cpu.errors(problem)).any()
+    assert not np.isfinite(schedule.errors(problem)).any()
 
 
 def test_equal_errors_have_no_negative_variance() -> None:
     problem = random_problem(50, 3, 20, 1)
-    assert (cpu.value_and_gradients(problem, Need.everything(problem))[0].squares == 0).all()
+    assert (schedule.value_and_gradients(problem, Need.everything(problem))[0].squares == 0).all()
     still = random_problem(50, 3, 20, 9)
     still.logvar[:] = -np.inf
-    assert (cpu.value_and_gradients(still, Need.everything(still))[0].squares == 0).all()
+    assert (schedule.value_and_gradients(still, Need.everything(still))[0].squares == 0).all()
 
 
 def test_an_infinite_pixel_gives_an_infinite_sum() -> None:
     problem = random_problem(2, 3, 20, 4)
     problem.x[0, 7] = np.inf
-    mean = cpu.value_and_gradients(problem, Need.everything(problem))[0].mean
+    mean = schedule.value_and_gradients(problem, Need.everything(problem))[0].mean
     assert mean[0] == np.inf
     assert np.isfinite(mean[1])
 
 
 def test_an_empty_batch() -> None:
     problem = random_problem(0, 3, 20, 4)
-    moments, gradients = cpu.value_and_gradients(problem, Need.everything(problem))
+    moments, gradients = schedule.value_and_gradients(problem, Need.everything(problem))
     assert moments.mean.shape == (0,)
-    assert cpu.errors(problem).shape == (0, 4)
+    assert schedule.errors(problem).shape == (0, 4)
     for name, array in named(gradients).items():
         assert not array.any(), name
     assert gradients.layers[0][0].shape == (20, 3)
@@ -247,7 +265,7 @@ def test_the_question_s_own_case() -> None:
     problem = random_problem(1, 1, 784, 10_000)
     need = Need.everything(problem)
     exact, exact_gradients = reference.value_and_gradients(problem, need)
-    moments, gradients = cpu.value_and_gradients(problem, need)
+    moments, gradients = schedule.value_and_gradients(problem, need)
     # 10,000 errors of a relative 1e-7 each, in float64 totals
     np.testing.assert_allclose(moments.mean, exact.mean, rtol=1e-6)
     np.testing.assert_allclose(moments.squares, exact.squares, rtol=1e-5)
@@ -257,10 +275,10 @@ def test_the_question_s_own_case() -> None:
 
 def test_a_million_pixels() -> None:
     problem = random_problem(1, 2, 1_000_003, 2)
-    np.testing.assert_allclose(cpu.errors(problem), reference.errors(problem), rtol=1e-6)
+    np.testing.assert_allclose(schedule.errors(problem), reference.errors(problem), rtol=1e-6)
     need = Need(False, False, True, True, ((False, False),))
     exact = reference.value_and_gradients(problem, need)[1]
-    gradients = cpu.value_and_gradients(problem, need)[1]
+    gradients = schedule.value_and_gradients(problem, need)[1]
     np.testing.assert_allclose(gradients.mu, exact.mu, rtol=1e-4)
 
 
@@ -273,7 +291,7 @@ def test_more_than_two_to_the_31_cells() -> None:
     layer = Layer(w, np.zeros(pixels, np.float32))
     problem = Problem(np.zeros((1, pixels), np.float32), zero, zero, (layer,), Draw(n, 1))
     assert n * pixels > 2**31
-    moments, gradients = cpu.value_and_gradients(problem, Need(False, False, True, True, ((True, True),)))
+    moments, gradients = schedule.value_and_gradients(problem, Need(False, False, True, True, ((True, True),)))
     # five standard errors: a false alarm in two million seeds
     assert moments.mean[0] == pytest.approx(1, abs=5 * (2 / n) ** 0.5)
     assert gradients.logvar[0, 0] == pytest.approx(moments.mean[0], rel=1e-5)
@@ -284,10 +302,10 @@ def peak_allocation(n: int) -> int:
     """Bytes that a call with n samples has allocated at most, at a time."""
     problem = random_problem(4, 2, 784, n)
     need = Need.everything(problem)
-    cpu.value_and_gradients(random_problem(4, 2, 784, 600), need)
+    schedule.value_and_gradients(random_problem(4, 2, 784, 600), need)
     tracemalloc.start()
     try:
-        cpu.value_and_gradients(problem, need)
+        schedule.value_and_gradients(problem, need)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -304,14 +322,58 @@ def test_the_examples_of_the_docstrings() -> None:
     assert not outcome.failed
 
 
-def test_deeper_decoders_are_refused() -> None:
-    problem = random_problem(2, 3, 20, 4)
-    layers = (Layer(np.eye(3, dtype=np.float32), np.zeros(3, np.float32)), *problem.layers)
-    with pytest.raises(ValueError, match="2 layers: the fused pass takes one affine layer"):
-        cpu.errors(replace(problem, layers=layers))
+def deep_problem(n: int = 130, **fields: Any) -> Problem:
+    """Four layers with widths beyond two panels, in panels' multiples and beside them."""
+    widths, rng = (5, 33, 16, 47, 70), np.random.default_rng(0)
+    names = ("relu", "silu", "relu", "sigmoid")
+
+    def normal(*size: int) -> Array:
+        return rng.standard_normal(size).astype(np.float32)
+
+    layers = tuple(
+        Layer(normal(after, before) / np.float32(before**0.5), normal(after), Activation(name))
+        for before, after, name in zip(widths, widths[1:], names, strict=False)
+    )
+    return Problem(normal(6, 70), normal(6, 5), normal(6, 5), layers, Draw(n, 3), **fields)
+
+
+def test_layers_with_different_activations() -> None:
+    problem = deep_problem(weight=np.linspace(0, 2, 70, dtype=np.float32)[None])
+    upstream = np.random.default_rng(1).standard_normal((6, 130)).astype(np.float32)
+    assert_gradients(schedule.gradients(problem, upstream, Need.everything(problem)), problem, upstream)
+
+
+def test_layers_below_the_lowest_that_is_needed_are_left_out() -> None:
+    problem = deep_problem(weight=np.linspace(0, 2, 70, dtype=np.float32)[None])
+    everything = named(schedule.value_and_gradients(problem, Need.everything(problem))[1])
+    for lowest in range(4):
+        layers = tuple((index >= lowest, index > lowest) for index in range(4))
+        found = named(schedule.value_and_gradients(problem, Need(False, False, False, False, layers))[1])
+        assert len(found) == 7 - 2 * lowest
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, everything[name])
+
+
+def test_deep_decoders_give_the_same_bits_for_any_number_of_threads() -> None:
+    problem = deep_problem(n=700)
+    need = Need.everything(problem)
+    moments, gradients = schedule.value_and_gradients(problem, need, 1)
+    for threads in (2, 3, 2, 5):
+        again, same = schedule.value_and_gradients(problem, need, threads)
+        np.testing.assert_array_equal(again, moments)
+        assert_same(gradients, same)
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_nan_in_any_layer_shows(layer: int) -> None:
+    problem = deep_problem()
+    problem.layers[layer].bias[2] = np.nan
+    moments, gradients = schedule.value_and_gradients(problem, Need.everything(problem))
+    assert np.isnan(moments.mean).all()
+    assert np.isnan(gradients.layers[0][0]).any()
 
 
 def test_an_upstream_of_the_wrong_shape_is_refused() -> None:
     problem = random_problem(2, 3, 20, 4)
     with pytest.raises(ValueError, match=r"upstream has shape \(4,\): expected"):
-        cpu.gradients(problem, np.ones(4, np.float32), Need.everything(problem))
+        schedule.gradients(problem, np.ones(4, np.float32), Need.everything(problem))

@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 from numba import njit
 
+from mcelbo_kernels._compile import inline
+from mcelbo_kernels.cpu.shape import Shape, host_shape
 from mcelbo_kernels.cpu.tile import (
-    Shape,
-    add_lane_sums,
-    host_shape,
-    inner_add,
+    ROWS_AT_ONCE,
+    accumulate,
+    columns_add,
+    columns_apart,
     load_row,
     load_vector,
+    map_tile,
     outer_add,
     repeat_row,
+    row_sums,
+    rows_add,
+    rows_apart,
     store_tile,
     zero_tile,
 )
@@ -32,19 +38,34 @@ SHAPES = [
 
 
 @njit
-def outer_product(shape, start, column, rows, out):
-    tile = repeat_row(shape, load_row(shape, start, 0))
-    for k in range(rows.shape[0]):
-        tile = outer_add(tile, column, k * column.shape[1], load_row(shape, rows, k * rows.shape[1]))
+def one_product(shape, start, left, right, out):
+    apart, tile = rows_apart(shape, left.shape[1]), repeat_row(shape, load_row(shape, start, 0))
+    for k in range(right.shape[0]):
+        tile = outer_add(shape, tile, left, k, apart, right, k * right.shape[1])
     store_tile(out, 0, tile)
 
 
 @njit
-def inner_product(shape, left, right, steps, out):
-    tile = zero_tile(shape)
-    for k in range(0, left.shape[1], steps):
-        tile = inner_add(tile, left, k, left.shape[1], right, k, right.shape[1])
-    add_lane_sums(out, 0, out.shape[1], tile)
+def product_of_columns(shape, left, right, out):
+    store_tile(out, 0, columns_add(shape, zero_tile(shape), left, 0, rows_apart(shape, left.shape[1]), right, 0))
+
+
+@njit
+def product_of_rows(shape, left, first, last, stride, right, out):
+    apart = columns_apart(shape, first, last, stride)
+    store_tile(out, 0, rows_add(shape, zero_tile(shape), left, 0, apart, right, 0))
+
+
+@inline
+def scaled(x, r, c, factor):
+    return x * (factor + r + 10 * c)
+
+
+@njit
+def mapped(shape, x, factor, out, sums):
+    tile = repeat_row(shape, load_row(shape, x, 0))
+    store_tile(out, 0, map_tile(scaled, tile, (factor,)))
+    accumulate(sums, 0, row_sums(scaled, tile, (factor,)))
 
 
 @njit
@@ -58,22 +79,43 @@ def numbers(shape: Shape, *size: int) -> Any:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_outer_add(shape: Shape) -> None:
-    start, column, rows = numbers(shape, shape.width), numbers(shape, 5, shape.rows), numbers(shape, 5, shape.width)
+    start, left, right = numbers(shape, shape.width), numbers(shape, shape.rows, 5), numbers(shape, 5, shape.width)
     out = np.empty((shape.rows, shape.width), shape.real)
-    outer_product(shape, start, column, rows, out)
-    expected = start + column.T.astype(float) @ rows
-    np.testing.assert_allclose(out, expected, atol=30 * np.finfo(shape.real).eps)
+    one_product(shape, start, left, right, out)
+    np.testing.assert_allclose(out, start + left.astype(float) @ right, atol=30 * np.finfo(shape.real).eps)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_inner_add(shape: Shape) -> None:
-    length = 3 * shape.lanes
-    left, right = numbers(shape, shape.rows, length), numbers(shape, shape.columns, length)
-    out = numbers(shape, shape.rows, shape.columns + 1)
-    before = out.copy()
-    inner_product(shape, left, right, shape.lanes, out)
-    before[:, :-1] += left.astype(float) @ right.T
-    np.testing.assert_allclose(out, before, atol=100 * np.finfo(shape.real).eps)
+def test_columns_add(shape: Shape) -> None:
+    left, right = numbers(shape, shape.rows, shape.width + 3), numbers(shape, shape.width, shape.width)
+    out = np.empty((shape.rows, shape.width), shape.real)
+    product_of_columns(shape, left, right, out)
+    expected = left[:, : shape.width].astype(float) @ right
+    np.testing.assert_allclose(out, expected, atol=200 * np.finfo(shape.real).eps)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rows_add_of_columns_in_panels(shape: Shape) -> None:
+    panels = numbers(shape, 3, ROWS_AT_ONCE, shape.width)
+    columns = panels.transpose(1, 0, 2).reshape(ROWS_AT_ONCE, -1)
+    right, out = numbers(shape, ROWS_AT_ONCE, shape.width), np.empty((shape.rows, shape.width), shape.real)
+    last = 2 * shape.width + 1
+    for first in (0, shape.width - 1, last - 1):
+        product_of_rows(shape, panels.reshape(-1), first, last, ROWS_AT_ONCE * shape.width, right, out)
+        chosen = columns[:, np.minimum(first + np.arange(shape.rows), last)]
+        np.testing.assert_allclose(out, chosen.T.astype(float) @ right, atol=60 * np.finfo(shape.real).eps)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_functions_of_a_tile(shape: Shape) -> None:
+    x, factor = numbers(shape, shape.width), getattr(np, shape.real)(2)
+    out, sums = np.empty((shape.rows, shape.width), shape.real), np.ones((shape.rows, shape.lanes), shape.real)
+    mapped(shape, x, factor, out, sums)
+    vectors = 2 + np.arange(shape.rows)[:, None] + 10 * np.arange(shape.columns)
+    expected = x * np.repeat(vectors, shape.lanes, axis=1)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    by_vector = expected.reshape(shape.rows, shape.columns, shape.lanes).sum(1)
+    np.testing.assert_allclose(sums, 1 + by_vector, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
