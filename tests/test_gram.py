@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def well_fitted(real: Any, hidden: int | None = None, n: int = 64) -> Problem:
     batch, latent, pixels = 6, 5, 70
     layers = []
     widths = (latent, pixels) if hidden is None else (latent, hidden, pixels)
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         name = "identity" if outputs == pixels else "tanh"
         weight = rng.standard_normal((outputs, inputs)) / inputs**0.5
         layers.append(Layer(weight.astype(real), rng.standard_normal(outputs).astype(real), Activation(name)))

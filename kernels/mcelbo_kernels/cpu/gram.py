@@ -15,6 +15,7 @@ better than its centre is not: so this serves sums and means alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 
@@ -91,12 +92,12 @@ def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple
     result = result._replace(mean=result.mean + fit)
     if not sums:
         return result, Gradients(None, None, found.mu, found.logvar, (*found.layers[:-1], (None, None)))
-    v = found.x
+    v = cast(Array, found.x)
     change = multiply(v, w_.T)
     p = weighted - (change if problem.weight is None else problem.weight * change)
     dw = dc = d_weight = None
     if squares:
-        s = found.layers[-1][0]
+        s = cast(Array, found.layers[-1][0])
         ws = multiply(w_, np.tril(s) + np.tril(s, -1).T)
         if need.weight:
             d_weight = (r0 * (r0 - 2 * change)).sum(0) + (ws * w_).sum(1)

@@ -5,8 +5,8 @@ chunk is stored. A call goes through phases, each a number of tasks that any thr
 
     packing         the layers' weights into panels, once
     for each chunk
-        row tasks   for a few tiles of rows:  z = mu + sigma eps,  h and a layer by layer,  t and da = dt/da,  T = sum t,
-                    da layer by layer back to dz
+        row tasks   for a few tiles of rows:  z = mu + sigma eps,  h and a layer by layer,  t and da = dt/da,
+                    T = sum t,  da layer by layer back to dz
         panel tasks for every panel of every layer's outputs, rows in order:  dW^T += h^T da,  dc += sum da
                     (and dx, dw);  one for the rows' sums:  moments of T,  dmu += dz,  dlogvar += dz eps sigma / 2
     unpacking       the layers' gradients out of panels, once

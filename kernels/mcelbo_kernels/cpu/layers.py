@@ -19,6 +19,7 @@ from mcelbo_kernels.cpu.tile import (
     columns_add,
     columns_apart,
     load_row,
+    load_tile,
     load_vector,
     map_tile,
     outer_add,
@@ -35,6 +36,8 @@ from mcelbo_kernels.numerics.lanes import constant, equal, select, sum_of_lanes
 
 # A row's squared errors are summed in the problem's precision for so many panels, then added to a float64 total.
 PANELS_OF_A_SUM = 64
+# A sum over so many pixels is finished before it is added to those before it: of a million little would be left.
+COLUMNS_OF_A_SUM = 1024
 
 
 # tile + sum_k left[:, k] panel[k] over `count` columns
@@ -161,8 +164,16 @@ def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
         panel = layer[TRANSPOSED] + p * count * width
         for t in range(tiles):
             row = start + t * rows
-            dh = zero_tile(shape)
-            dh = add_product(shape, dh, chunk.values, layer[OUTPUT] + row * width, stride, count, chunk.weights, panel)
+            left, first = layer[OUTPUT] + row * width, min(count, COLUMNS_OF_A_SUM)
+            dh = add_product(shape, zero_tile(shape), chunk.values, left, stride, first, chunk.weights, panel)
+            for begin in range(first, count, COLUMNS_OF_A_SUM):
+                store_tile(scratch.sums, 0, dh)
+                more, at = min(count - begin, COLUMNS_OF_A_SUM), left + begin // width * stride
+                dh = add_product(
+                    shape, zero_tile(shape), chunk.values, at, stride, more, chunk.weights, panel + begin * width
+                )
+                accumulate(scratch.sums, 0, dh)
+                dh = load_tile(shape, scratch.sums, 0)
             place = (p * capacity + row) * width
             if index == 0:
                 store_tile(chunk.dz, place, dh)

@@ -78,9 +78,9 @@ def lay_out(problem: Problem, need: Need, shape: Shape, likelihood: str) -> Layo
 
 def rows_of_a_chunk(problem: Problem, numbers: int, shape: Shape) -> int:
     """Return the length of equal chunks whose rows hold so many numbers each."""
-    rows = problem.x.shape[0] * problem.draw.num_samples
-    affordable = BYTES_OF_A_CHUNK // max(1, numbers * problem.x.itemsize)
-    longest = min(ROWS_OF_A_CHUNK, max(FEWEST_ROWS_OF_A_CHUNK, affordable))
+    rows: int = problem.x.shape[0] * problem.draw.num_samples
+    affordable: int = BYTES_OF_A_CHUNK // max(1, numbers * problem.x.itemsize)
+    longest: int = min(ROWS_OF_A_CHUNK, max(FEWEST_ROWS_OF_A_CHUNK, affordable))
     chunks = max(1, -(-rows // longest))
     return max(1, -(-rows // (chunks * shape.rows))) * shape.rows
 
