@@ -136,10 +136,31 @@ REFUSED: list[tuple[Any, str]] = [
     (pruned(), "decoder (Linear) has hooks"),
     (parametrized(), "it starts with decoder (ParametrizedLinear)"),
     (parametrizations.weight_norm(nn.Linear(2, 6)), "it starts with decoder (ParametrizedLinear)"),
-    (linear(nn.ReLU(), nn.Linear(6, 6)), "only one affine layer is fused so far and it has 2"),
-    (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 6)), "only one affine layer is fused so far and it has 2"),
-    (tied(), "only one affine layer is fused so far and it has 2"),
 ]
+
+STACKS = [
+    (linear(nn.ReLU(), nn.Linear(6, 6)), "2 affine layers, 2 to 6 to 6, with identity output"),
+    (
+        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 6), nn.Sigmoid()),
+        "2 affine layers, 2 to 2 to 6, with sigmoid output",
+    ),
+    (tied(), "2 affine layers"),
+]
+
+
+@pytest.mark.parametrize(("decoder", "words"), STACKS, ids=range(len(STACKS)))
+def test_stacks_are_fused(decoder: Any, words: str) -> None:
+    found = mcelbo.explain(decoder)
+    assert found.path == "grid"
+    assert words in found.reason
+
+
+def test_many_samples_of_a_linear_output_are_a_quadratic_form() -> None:
+    x = torch.zeros(5, 784)
+    stack = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 784))
+    assert mcelbo.explain(stack, x, num_samples=100).path == "gram"
+    assert mcelbo.explain(stack, x).path == "grid"
+    assert mcelbo.explain(nn.Sequential(stack, nn.Sigmoid()), x, num_samples=100).path == "grid"
 
 
 @pytest.mark.parametrize(("decoder", "reason"), REFUSED, ids=range(len(REFUSED)))

@@ -27,7 +27,7 @@ SIGNATURES = {
     "noise": (
         "(seed, batch, num_samples, latent, *, sampler='iid', datum_offset=0, sample_offset=0, dtype=None, device=None)"
     ),
-    "explain": "(decoder, x=None)",
+    "explain": "(decoder, x=None, num_samples=None)",
     "Explanation": "(path, device, reason)",
     "Bound": "(loss, bound, reconstruction, kl, variance)",
 }

@@ -15,8 +15,10 @@ from mcelbo.threads import product, torch_team
 from mcelbo_kernels.cpu import use_products, use_team
 
 __version__ = version("mcelbo")
-use_team(torch_team())
-use_products(product)
+_team = torch_team()
+use_team(_team)
+if _team is not None:
+    use_products(product)
 __all__ = [
     "Bernoulli",
     "Bound",

@@ -14,6 +14,7 @@ better than its centre is not: so this serves sums and means alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import cast
 
@@ -44,6 +45,15 @@ def use_products(multiply: Multiply) -> None:
     """
     global _multiply
     _multiply = multiply
+
+
+def _start_anew() -> None:
+    """Forget in a forked child who multiplies: another library's threads may be its parent's alone."""
+    use_products(np.matmul)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def applies(problem: Problem) -> bool:

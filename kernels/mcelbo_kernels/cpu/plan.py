@@ -151,7 +151,7 @@ def chunk_buffers(layout: Layout, inputs: Inputs, need: Need) -> Chunk:
         weights=aligned((layout.weights,), real),
         values=values,
         spread=aligned(of_latents, real),
-        dz=aligned(of_latents if inputs.lowest < 0 else nothing, real),
+        dz=aligned(of_latents if inputs.lowest < 0 or layout.cell.likelihood == QUADRATIC else nothing, real),
         dx=aligned(of_pixels if need.x and layout.cell.weighted else nothing, real),
         dw=aligned(of_pixels if need.weight else nothing, real),
         errors=np.zeros(capacity),
