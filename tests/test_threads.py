@@ -34,10 +34,12 @@ def loss_and_gradients(scale: float = 1.0) -> tuple[Tensor, ...]:
     """Return the loss of a small affine decoder, and its gradients."""
     generator = torch.Generator().manual_seed(0)
     x, mu, logvar = (torch.randn(5, size, generator=generator) * scale for size in (41, 7, 7))
-    decoder = nn.Linear(7, 41)
-    decoder.load_state_dict(
+    layer = nn.Linear(7, 41)
+    layer.load_state_dict(
         {"weight": torch.randn(41, 7, generator=generator), "bias": torch.randn(41, generator=generator)}
     )
+    # the grid, because a forked child has other products of matrices for a quadratic form
+    decoder = nn.Sequential(layer, nn.Sigmoid())
     leaves = (mu.requires_grad_(), logvar.requires_grad_(), *decoder.parameters())
     loss = mcelbo.expected_squared_error(x, mu, logvar, decoder, num_samples=300, seed=3)
     return loss.detach(), *torch.autograd.grad(loss, leaves)
