@@ -16,7 +16,6 @@ from mcelbo_kernels.cpu.pieces import (
     ALL,
     NO_WORD,
     PLACES,
-    copy_row,
     copy_rows,
     draw_lines,
     draw_words,
@@ -104,7 +103,7 @@ def fill_philox(key, b, i, count, out):
             if height == 1:
                 low, high = max(0, -row) * stride, min(4, count - row) * stride
             normals(words, low, high, eps)
-            copy_rows(eps, stride, width, 2, height, width, row, count, out, k)
+            copy_rows(eps, 0, stride, width, 2, height, width, row, count, out, k)
             row += 4 * height
             block += height
 
@@ -126,11 +125,12 @@ def fill_sobol(key, b, i, count, out):
             height = min(depth, end - block)
             draw_lines(key.table, block, end, height, shift, k, width, length, words, points, seeds, flips)
             normals(words, 0, height * length, eps)
+            begin, by_block, power, blocks, run, top = 0, length, shift, height, width, row
             if length == width << shift and out.strides[0] == width * out.itemsize:
+                # rows without gaps are one long row
                 low, high = max(0, -row), min(height << shift, count - row)
-                copy_row(eps, low * width, (high - low) * width, row + low, count, width, out, k)
-            else:
-                copy_rows(eps, width, length, shift, height, width, row, count, out, k)
+                begin, by_block, power, blocks, run, top = low * width, LANES, 0, 1, (high - low) * width, row + low
+            copy_rows(eps, begin, width, by_block, power, blocks, run, top, count, out, k)
             row += height << shift
             block += height
 

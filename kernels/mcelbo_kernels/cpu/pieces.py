@@ -115,24 +115,34 @@ def draw_lines(table, block, end, height, shift, k, width, length, words, points
         if following < end:
             # a line on, the Gray code of a sample differs in one bit from `shift` on, and in the one below `shift`
             bit = shift + np.int64(trailing_zeros(np.uint64(following)))
-            for latent in range(width):
+            high, low, whole = bit * table.shape[1] + k, (shift - 1) * table.shape[1] + k, width // LANES * LANES
+            for latent in range(0, whole, LANES):
+                change = load_lanes(table, high + latent)
+                if shift:
+                    change = bit_xor(change, load_lanes(table, low + latent))
+                for s in range(latent, width << shift, width):
+                    store_lanes(points, s, bit_xor(load_lanes(points, s), change))
+            for latent in range(whole, width):
                 step = table[bit, k + latent]
                 if shift:
                     step ^= table[shift - 1, k + latent]
-                for r in range(1 << shift):
-                    points[r * width + latent] ^= step
+                for s in range(latent, width << shift, width):
+                    points[s] ^= step
 
 
 @part
-def copy_rows(eps, by_row, by_block, shift, height, width, row, count, out, k):
-    """Write eps[j by_row + t by_block + l] to out[row + (t << shift) + j, k + l], to rows 0 to count - 1 alone."""
+def copy_rows(eps, begin, by_row, by_block, shift, height, width, row, count, out, k):
+    """Write eps[begin + j by_row + t by_block + l] to out[row + (t << shift) + j, k + l], l below `width`.
+
+    Rows are written from 0 to count - 1 alone. Nothing is called for a row: counting references to arrays would cost
+    more than a short row does.
+    """
     pitch = out.strides[0] // out.itemsize
     t = 0
     while t < height:
-        target = row + (t << shift)
-        wide = LANES // 2 if width == 2 else LANES
+        target, wide = row + (t << shift), LANES // 2 if width == 2 else LANES
         if by_block <= 2 and pitch == width and target >= 0 and t + wide <= height and target + 4 * wide <= count:
-            place, start = t * by_block, target * width
+            place, start = begin + t * by_block, target * width
             w, x = load_lanes(eps, place), load_lanes(eps, place + by_row)
             y, z = load_lanes(eps, place + 2 * by_row), load_lanes(eps, place + 3 * by_row)
             if width == 1:
@@ -140,23 +150,19 @@ def copy_rows(eps, by_row, by_block, shift, height, width, row, count, out, k):
             else:
                 store_twos_in_turn(out, start, w, x, y, z)
             t += wide
-        else:
-            for j in range(max(0, -target), min(1 << shift, count - target)):
-                copy_row(eps, j * by_row + t * by_block, width, target + j, count, pitch, out, k)
-            t += 1
-
-
-@part
-def copy_row(eps, place, width, row, count, pitch, out, k):
-    """Write eps[place : place + width] to out[row, k:], whose rows are `pitch` apart."""
-    start = row * pitch + k
-    if width >= LANES:
-        for s in range(0, width - LANES, LANES):
-            store_lanes(out, start + s, load_lanes(eps, place + s))
-        store_lanes(out, start + width - LANES, load_lanes(eps, place + width - LANES))
-    elif pitch == width and start + LANES <= count * pitch:
-        # what it writes into the rows after this one is written again
-        store_lanes(out, start, load_lanes(eps, place))
-    else:
-        for s in range(width):
-            out[row, k + s] = eps[place + s]
+            continue
+        for j in range(1 << shift):
+            if not 0 <= target + j < count:
+                continue
+            place, start = begin + t * by_block + j * by_row, (target + j) * pitch + k
+            if width >= LANES:
+                for s in range(0, width - LANES, LANES):
+                    store_lanes(out, start + s, load_lanes(eps, place + s))
+                store_lanes(out, start + width - LANES, load_lanes(eps, place + width - LANES))
+            elif pitch == width and start + LANES <= count * pitch:
+                # what it writes into the rows after this one is written again
+                store_lanes(out, start, load_lanes(eps, place))
+            else:
+                for s in range(width):
+                    out[target + j, k + s] = eps[place + s]
+        t += 1
