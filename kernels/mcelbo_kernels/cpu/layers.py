@@ -12,9 +12,8 @@ import numpy as np
 from mcelbo_kernels._compile import inline, linked, part
 from mcelbo_kernels.cpu.buffers import ACTIVATION, INPUTS, LEFT, OUTPUT, OUTPUTS, PANELS, TOTAL, TRANSPOSED
 from mcelbo_kernels.cpu.cell import QUADRATIC, activate, evaluate, has_gradient, is_weighted, only_where
-from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
+from mcelbo_kernels.cpu.shape import lanes_of, rows_of, steps_of, width_of
 from mcelbo_kernels.cpu.tile import (
-    ROWS_AT_ONCE,
     accumulate,
     columns_add,
     columns_apart,
@@ -43,10 +42,11 @@ COLUMNS_OF_A_SUM = 1024
 # tile + sum_k left[:, k] panel[k] over `count` columns
 @part
 def add_product(shape, tile, left, start, stride, count, panels, panel):
-    width = width_of(shape)
+    width, steps = width_of(shape), steps_of(shape)
     apart, whole = rows_apart(shape, width), count // width * width
     for k in range(0, whole, width):
-        tile = columns_add(shape, tile, left, start, apart, panels, panel + k * width)
+        for step in range(0, width, steps):
+            tile = columns_add(shape, tile, left, start + step, apart, panels, panel + (k + step) * width)
         start += stride
     for k in range(count - whole):
         tile = outer_add(shape, tile, left, start + k, apart, panels, panel + (whole + k) * width)
@@ -190,11 +190,11 @@ def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
     total = layer[TOTAL] + p * (inputs + 1) * width
     # the gradient of a quadratic layer is symmetric: complete with its columns up to the diagonal
     end = min(inputs, (p + 1) * width) if layer[OUTPUT] == layer[LEFT] else inputs + 1
+    whole = count // steps_of(shape) * steps_of(shape)
     for k in range(0, end, rows):
         apart = columns_apart(shape, k, inputs, stride)
         dw = zero_tile(shape)
-        whole = count // ROWS_AT_ONCE * ROWS_AT_ONCE
-        for row in range(0, whole, ROWS_AT_ONCE):
+        for row in range(0, whole, steps_of(shape)):
             at = row * width
             dw = rows_add(shape, dw, chunk.values, layer[LEFT] + at, apart, chunk.values, right + at)
         for row in range(whole, count):
