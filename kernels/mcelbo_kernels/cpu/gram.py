@@ -23,7 +23,7 @@ import numpy as np
 from mcelbo_kernels.cpu.buffers import contiguous
 from mcelbo_kernels.cpu.cell import QUADRATIC, Cell
 from mcelbo_kernels.cpu.quadratic import activate_in_place
-from mcelbo_kernels.cpu.schedule import moments, quietly, run
+from mcelbo_kernels.cpu.schedule import quietly, run
 from mcelbo_kernels.problem import Array, Gradients, Layer, Moments, Need, Problem
 
 Multiply = Callable[[Array, Array], Array]
@@ -94,8 +94,7 @@ def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple
     # v and S, whatever of the last layer, the data and the weights needs them
     squares, sums = of_last[0] or need.weight, need.x or need.weight or any(of_last)
     inner_need = Need(sums, False, need.mu, need.logvar, (*need.layers[:-1], (squares, False)))
-    totals, found = run(inner, inner_need, threads, likelihood=QUADRATIC, centre=centre if hidden else None)
-    result = moments(totals, problem.draw.num_samples)
+    result, found = run(inner, inner_need, threads, likelihood=QUADRATIC, centre=centre if hidden else None)
     fit = np.einsum(
         "bj,bj->b", weighted, r0 if problem.weight is None else np.where(problem.weight == 0, 0, r0), dtype=np.float64
     )

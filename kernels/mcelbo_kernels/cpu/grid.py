@@ -172,7 +172,7 @@ def panel_task(shape, cell, inputs, task, first, count, chunk, scratch, totals):
         panels = panels_of(shape, layer[OUTPUTS])
         if task < panels:
             if layer[TOTAL] >= 0:
-                weight_gradient(shape, cell, layer, task, count, chunk, scratch, totals)
+                weight_gradient(shape, cell, layer, task, first, count, chunk, scratch, totals)
             if index == inputs.layers.shape[0] - 1:
                 if totals.x.size:
                     sum_deltas(shape, cell, inputs, layer, task, first, count, chunk, scratch, totals.x)

@@ -184,7 +184,7 @@ def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
 # dW^T += sum_q g h^T da, and with the column of ones dc += sum_q g da, for one panel of outputs
 @only_where(lambda cell: cell.gradient)
 @linked
-def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
+def weight_gradient(shape, cell, layer, p, first, count, chunk, scratch, totals):
     rows, width, stride = rows_of(shape), width_of(shape), chunk.datum.size * width_of(shape)
     inputs, right = layer[INPUTS], layer[OUTPUT] + p * stride
     total = layer[TOTAL] + p * (inputs + 1) * width
@@ -202,8 +202,10 @@ def weight_gradient(shape, cell, layer, p, count, chunk, scratch, totals):
             dw = outer_add(shape, dw, chunk.values, layer[LEFT] + at, apart, chunk.values, right + at)
         store_tile(scratch.sums, 0, dw)
         for r in range(min(rows, end - k)):
+            place = total + (k + r) * width
             for j in range(width):
-                totals.layers[total + (k + r) * width + j] += scratch.sums[0, r, j]
+                before = 0.0 if first == 0 else totals.layers[place + j]
+                totals.layers[place + j] = before + scratch.sums[0, r, j]
 
 
 # dx[b] += sum_q g dx[q],   dw[b] += sum_q g t[q],   for one panel of pixels

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from mcelbo_kernels.cpu import buffers
 from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
 from mcelbo_kernels.cpu.cell import QUADRATIC, Cell
+from mcelbo_kernels.cpu.memory import Workspace
 from mcelbo_kernels.cpu.noise import key_of
 from mcelbo_kernels.cpu.shape import Shape
 from mcelbo_kernels.problem import Array, Need, Problem
@@ -23,7 +23,6 @@ BYTES_OF_A_CHUNK = 4 << 20
 # chunk has some for every thread.
 TILES_OF_A_TASK = 8
 TASKS_OF_A_CHUNK = 8
-CACHE_LINE = 64
 
 
 class Layout(NamedTuple):
@@ -85,7 +84,9 @@ def rows_of_a_chunk(problem: Problem, numbers: int, shape: Shape) -> int:
     return max(1, -(-rows // (chunks * shape.rows))) * shape.rows
 
 
-def prepare(problem: Problem, need: Need, upstream: Array | None, centre: Array | None, layout: Layout) -> Inputs:
+def prepare(
+    problem: Problem, need: Need, upstream: Array | None, centre: Array | None, layout: Layout, memory: Workspace
+) -> Inputs:
     """Pad the pixels to whole panels; a sample weighs 1/n where there is no upstream."""
     draw, real, width = problem.draw, problem.x.dtype, layout.shape.width
     pixels, padding = problem.x.shape[1], -problem.x.shape[1] % width
@@ -93,15 +94,15 @@ def prepare(problem: Problem, need: Need, upstream: Array | None, centre: Array 
     if weight is None:
         weight = np.ones((1 if layout.cell.weighted and padding else 0, pixels), real)
     return Inputs(
-        x=padded(problem.x, padding),
-        weight=padded(weight, padding),
+        x=padded(problem.x, padding, memory),
+        weight=padded(weight, padding, memory),
         weight_stride=pixels + padding if weight.shape[0] > 1 else 0,
         mu=contiguous(problem.mu),
         sigma=np.exp(contiguous(problem.logvar) * real.type(0.5)),
         layers=layout.layers,
         parameters=np.array([layer.activation.parameter for layer in problem.layers], real),
         eps=np.empty((0, 0, 0), real) if draw.eps is None else contiguous(draw.eps),
-        centre=np.empty((0, 0), real) if centre is None else padded(centre, padding),
+        centre=np.empty((0, 0), real) if centre is None else padded(centre, padding, memory),
         upstream=np.empty((0, 0), real) if upstream is None else contiguous(upstream.astype(real, copy=False)),
         key=key_of(draw, problem.mu.shape[1]),
         num_samples=draw.num_samples,
@@ -117,69 +118,59 @@ def lowest(need: Need) -> int:
     return next((index for index, layer in enumerate(need.layers) if any(layer)), len(need.layers) - 1)
 
 
-def padded(array: Array, padding: int) -> Array:
+def padded(array: Array, padding: int, memory: Workspace) -> Array:
     """Return the array with `padding` columns of zeros behind it, contiguous in any case."""
     if not padding:
         return contiguous(array)
     rows, pixels = array.shape
-    result = np.zeros((rows, pixels + padding), array.dtype)
-    result[:, :pixels] = array
+    result = memory.take((rows, pixels + padding), array.dtype)
+    result[:, :pixels], result[:, pixels:] = array, 0
     return result
 
 
-def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Return uninitialised memory that starts on a cache line, so that no vector straddles two."""
-    kind = np.dtype(dtype)
-    size = int(np.prod(shape)) * kind.itemsize
-    store = np.empty(size + CACHE_LINE, np.uint8)
-    start = -store.ctypes.data % CACHE_LINE
-    return store[start : start + size].view(kind).reshape(shape)
-
-
-def chunk_buffers(layout: Layout, inputs: Inputs, need: Need) -> Chunk:
+def chunk_buffers(layout: Layout, inputs: Inputs, need: Need, memory: Workspace) -> Chunk:
     """Allocate the buffers of one chunk, which its threads share."""
     latent, pixels, real = inputs.mu.shape[1], inputs.x.shape[1], inputs.x.dtype
     capacity, width = layout.capacity, layout.shape.width
     nothing, of_pixels = (0, 0, 0), (pixels // width, capacity, width)
     of_latents = (-(-latent // width), capacity, width)
-    values = aligned((layout.values,), real)
+    values = memory.take((layout.values,), real)
     if layout.cell.likelihood == QUADRATIC and len(inputs.layers) == 1:
         values.fill(0)  # nobody writes the columns behind the latents, which a quadratic form multiplies with 0
     return Chunk(
-        datum=np.zeros(capacity, np.int64),
+        datum=memory.zeros((capacity,), np.int64),
         g=np.ones(capacity, real),
-        weights=aligned((layout.weights,), real),
+        weights=memory.take((layout.weights,), real),
         values=values,
-        spread=aligned(of_latents, real),
-        dz=aligned(of_latents if inputs.lowest < 0 or layout.cell.likelihood == QUADRATIC else nothing, real),
-        dx=aligned(of_pixels if need.x and layout.cell.weighted else nothing, real),
-        dw=aligned(of_pixels if need.weight else nothing, real),
-        errors=np.zeros(capacity),
+        spread=memory.take(of_latents, real),
+        dz=memory.take(of_latents if inputs.lowest < 0 or layout.cell.likelihood == QUADRATIC else nothing, real),
+        dx=memory.take(of_pixels if need.x and layout.cell.weighted else nothing, real),
+        dw=memory.take(of_pixels if need.weight else nothing, real),
+        errors=memory.zeros((capacity,)),
     )
 
 
-def thread_buffers(layout: Layout, inputs: Inputs, threads: int) -> Scratch:
+def thread_buffers(layout: Layout, inputs: Inputs, threads: int, memory: Workspace) -> Scratch:
     """Allocate the buffers of all threads."""
     shape, real = layout.shape, inputs.x.dtype
-    partial = aligned((threads, layout.tiles, shape.rows, shape.lanes), real)
-    partial.fill(0)
+    partial = memory.zeros((threads, layout.tiles, shape.rows, shape.lanes), real)
     return Scratch(
-        eps=aligned((threads, layout.tiles * shape.rows, inputs.mu.shape[1]), real),
-        sums=aligned((threads, 1, shape.rows, shape.width), real),
+        eps=memory.take((threads, layout.tiles * shape.rows, inputs.mu.shape[1]), real),
+        sums=memory.take((threads, 1, shape.rows, shape.width), real),
         partial=partial,
     )
 
 
-def empty_totals(layout: Layout, inputs: Inputs, need: Need, errors: Array) -> Totals:
-    """Return zeros for what is needed, beside the place for every T."""
+def empty_totals(layout: Layout, inputs: Inputs, need: Need, errors: Array, memory: Workspace) -> Totals:
+    """Return zeros for what is needed, beside the place for every T; the first chunk starts the layers' sums."""
     batch, latent = inputs.mu.shape
     posterior = (batch, latent) if need.mu or need.logvar else (0, 0)
     return Totals(
         errors=errors.reshape(-1),
-        moments=np.zeros((batch, 3)),
-        layers=np.zeros(layout.totals),
-        mu=np.zeros(posterior),
-        logvar=np.zeros(posterior),
-        x=np.zeros(inputs.x.shape if need.x else (0, 0)),
-        weight=np.zeros(inputs.weight.shape if need.weight else (0, 0)),
+        moments=memory.zeros((batch, 3)),
+        layers=memory.take((layout.totals,), np.float64),
+        mu=memory.zeros(posterior),
+        logvar=memory.zeros(posterior),
+        x=memory.zeros(inputs.x.shape if need.x else (0, 0)),
+        weight=memory.zeros(inputs.weight.shape if need.weight else (0, 0)),
     )

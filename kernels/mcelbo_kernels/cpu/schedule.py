@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from mcelbo_kernels.cpu import buffers
-from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Totals, contiguous
+from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
 from mcelbo_kernels.cpu.crew import carry_out
 from mcelbo_kernels.cpu.grid import work
+from mcelbo_kernels.cpu.memory import workspace
 from mcelbo_kernels.cpu.plan import (
     Layout,
     chunk_buffers,
@@ -81,8 +82,7 @@ def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple
     >>> moments.mean.shape, gradients.mu.shape
     ((1,), (1, 1))
     """
-    totals, found = run(problem, need, threads)
-    return moments(totals, problem.draw.num_samples), found
+    return run(problem, need, threads)
 
 
 def moments(totals: Totals, n: int) -> Moments:
@@ -126,32 +126,36 @@ def run(
     errors: Array | None = None,
     likelihood: str | None = None,
     centre: Array | None = None,
-) -> tuple[Totals, Gradients]:
+) -> tuple[Moments, Gradients]:
     """Run the pass; samples weigh `upstream` (B, n), 1/n where None, and leave their T in `errors` (B, n) if given."""
     layout = lay_out(problem, need, host_shape(problem.x.dtype.name), likelihood or problem.cell)
-    inputs = prepare(problem, need, upstream, centre, layout)
     parameters = tuple((contiguous(layer.weight), contiguous(layer.bias)) for layer in problem.layers)
     found = layer_gradients(problem, need)
     for row, arrays, results in zip(layout.layers, parameters, found, strict=True):
         row[buffers.WEIGHT], row[buffers.BIAS] = map(address, arrays)
         row[buffers.WEIGHT_GRADIENT], row[buffers.BIAS_GRADIENT] = map(address, results)
-    chunk = chunk_buffers(layout, inputs, need)
-    totals = empty_totals(layout, inputs, need, np.empty((0, 0), inputs.x.dtype) if errors is None else errors)
-    rows, stride = inputs.mu.shape[0] * inputs.num_samples, CHUNKS_OF_A_CALL * layout.capacity
-    helpers = threads - 1 if rows * chunk.weights.size >= WORTH_A_HELPER else 0
-    for begin in range(0, rows, stride):
-        share(layout, inputs, begin, min(begin + stride, rows), chunk, totals, helpers)
-    return totals, collect(problem, need, totals, found, inputs.scale)
+    rows, stride = problem.x.shape[0] * problem.draw.num_samples, CHUNKS_OF_A_CALL * layout.capacity
+    helpers = threads - 1 if rows * layout.weights >= WORTH_A_HELPER else 0
+    with workspace() as memory:
+        inputs = prepare(problem, need, upstream, centre, layout, memory)
+        chunk = chunk_buffers(layout, inputs, need, memory)
+        scratches = thread_buffers(layout, inputs, 1 + helpers, memory)
+        place = np.empty((0, 0), inputs.x.dtype) if errors is None else errors
+        totals = empty_totals(layout, inputs, need, place, memory)
+        for begin in range(0, rows, stride):
+            share(layout, inputs, begin, min(begin + stride, rows), chunk, scratches, totals)
+        return moments(totals, inputs.num_samples), collect(problem, need, totals, found, inputs.scale)
 
 
-def share(layout: Layout, inputs: Inputs, begin: int, end: int, chunk: Chunk, totals: Totals, helpers: int) -> None:
-    """Take rows begin to end, with helpers if there are any."""
-    scratches = thread_buffers(layout, inputs, 1 + helpers)
+def share(
+    layout: Layout, inputs: Inputs, begin: int, end: int, chunk: Chunk, scratches: Scratch, totals: Totals
+) -> None:
+    """Take rows begin to end, with a helper for every thread's buffers but the first's."""
 
     def take_part(board: Array, number: int) -> None:
         work(layout.shape, layout.cell, inputs, begin, end, chunk, scratches, totals, board, number)
 
-    carry_out(take_part, helpers, (layout.shape, layout.cell))
+    carry_out(take_part, len(scratches.sums) - 1, (layout.shape, layout.cell))
 
 
 def address(array: Array | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import llvmlite.binding
@@ -36,6 +37,7 @@ class Shape:
         return min(8, self.width)
 
 
+@cache
 def host_shape(real: str) -> Shape:
     """Return the tile that fills this machine's vector registers and leaves room for operands."""
     features = llvmlite.binding.get_host_cpu_features()
