@@ -157,7 +157,7 @@ def check_tensor(name: str, tensor: object, x: Tensor) -> None:
 
 def as_array(tensor: Tensor) -> Array:
     """View a tensor of any strides as a contiguous array, which kernels take."""
-    array: Array = tensor.detach().resolve_neg().contiguous().numpy()
+    array: Array = tensor.contiguous().numpy(force=True)
     return array
 
 

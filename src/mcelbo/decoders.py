@@ -209,6 +209,8 @@ def _check_output(description: Description, pixel_shape: torch.Size, x_shape: tu
 def describe(decoder: Decoder) -> Description | Unfusable:
     """Read a decoder's layers live from its modules, or say what in it cannot be fused."""
     leaves: list[tuple[str, nn.Module]] = []
+    if any(getattr(torch_module, "_global" + hooks) for hooks in HOOKS):
+        return Unfusable("there are hooks for all modules, which a fused pass would not call")
     reason = _collect("decoder", decoder, leaves)
     if reason is not None:
         return Unfusable(reason)
@@ -251,7 +253,7 @@ def _collect(name: str, part: Decoder, leaves: list[tuple[str, nn.Module]]) -> s
     if not isinstance(part, nn.Module):
         return f"{name} is not a module but another callable"
     kind = type(part)
-    if any(getattr(part, hooks) for hooks in HOOKS) or any(getattr(torch_module, "_global" + hooks) for hooks in HOOKS):
+    if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
         return f"{name} ({kind.__name__}) has hooks, which a fused pass would not call"
     if kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo"):
         return _collect(name, part._orig_mod, leaves)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from mcelbo.arguments import Arguments, Sums, as_array, refuse_forward_mode
-from mcelbo.autograd import refuse_second_derivative, scaled
+from mcelbo.autograd import positional, refuse_second_derivative, scaled
 from mcelbo.decoders import Description, parameters
 from mcelbo.sobol import directions
 from mcelbo_kernels import cpu
@@ -190,6 +190,7 @@ class _SumOfErrors(Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @positional
     def forward(seed: Tensor, need: list[bool], settings: Settings, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         total, mean, squares, gradients = torch.ops.mcelbo.sum_of_errors(
             *tensors[:5], list(tensors[5:]), seed, *settings, need
@@ -220,6 +221,7 @@ class _ErrorGradients(Function):
     backward = staticmethod(refuse_second_derivative)
 
     @staticmethod
+    @positional
     def forward(
         upstream: Tensor, seed: Tensor, need: list[bool], settings: Settings, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
@@ -240,6 +242,7 @@ class _Errors(Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @positional
     def forward(seed: Tensor, need: list[bool], settings: Settings, *tensors: Tensor | None) -> Tensor:
         errors: Tensor = torch.ops.mcelbo.errors(*tensors[:5], list(tensors[5:]), seed, *settings)
         return errors

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from mcelbo_kernels.problem import Array
 
@@ -15,47 +13,40 @@ CACHE_LINE = 64
 # What is left behind at most: a block for each of a few calls at a time, none of them beyond the larger decoders.
 BLOCKS_KEPT = 4
 BYTES_KEPT = 64 << 20
+FLOAT64 = np.dtype(np.float64)
 
 _blocks: list[Array] = []
 
 
 class Workspace:
-    """What a call may write to until it returns; its arrays must not outlive it."""
+    """What a call may write to until it leaves; its arrays must not outlive it."""
 
-    def __init__(self, block: Array) -> None:
-        self._block = block
+    def __enter__(self) -> Workspace:
+        try:
+            self._block = _blocks.pop()
+        except IndexError:
+            self._block = aligned_block(0)
         self._used = 0
+        return self
 
-    def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any] = FLOAT64) -> Array:
         """Return uninitialised memory that starts on a cache line, so that no vector straddles two."""
-        kind = np.dtype(dtype)
-        start, size = self._used, math.prod(shape) * kind.itemsize
-        self._used += -(-size // CACHE_LINE) * CACHE_LINE
-        room = self._block[start : start + size] if self._used <= self._block.size else aligned_block(size)
-        return room.view(kind).reshape(shape)
+        start, size = self._used, math.prod(shape) * dtype.itemsize
+        self._used = start + size + -size % CACHE_LINE
+        if self._used <= self._block.size:
+            return np.ndarray(shape, dtype, self._block, start)
+        return np.ndarray(shape, dtype, aligned_block(size))
 
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any] = FLOAT64) -> Array:
         """Return such memory filled with zeros."""
         array = self.take(shape, dtype)
         array.fill(0)
         return array
 
-    def leave(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Let another call have as much memory as this one used."""
         if self._used <= BYTES_KEPT and len(_blocks) < BLOCKS_KEPT:
             _blocks.append(self._block if self._used <= self._block.size else aligned_block(self._used))
-
-
-@contextmanager
-def workspace() -> Iterator[Workspace]:
-    """Lend the memory that an earlier call left; what does not fit is allocated."""
-    try:
-        block = _blocks.pop()
-    except IndexError:
-        block = aligned_block(0)
-    borrowed = Workspace(block)
-    yield borrowed
-    borrowed.leave()
 
 
 def aligned_block(size: int) -> Array:
