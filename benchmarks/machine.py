@@ -10,24 +10,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
 import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from mcelbo_kernels.cpu.shape import host_shape
+
 PACKAGES = ("mcelbo", "torch", "numba", "llvmlite", "numpy")
 
 
 def vector_shape() -> tuple[int, int]:
     """Return float32 lanes of a register, and chains enough to hide an FMA's latency in half of the registers."""
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16, 12
-    if features.get("avx"):
-        return 8, 12
-    return 4, 24
+    lanes = host_shape("float32").lanes
+    return lanes, 12 if lanes > 4 else 24
 
 
 LANES, CHAINS = vector_shape()

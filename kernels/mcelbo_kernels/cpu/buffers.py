@@ -23,6 +23,7 @@ PANELS = 5  # in `Chunk.weights`: (P O, I + 1, width), for each panel of outputs
 TRANSPOSED = 6  # in `Chunk.weights`: (P I, O, width), for each panel of inputs the weight's columns
 LEFT = 7  # in `Chunk.values`: (P (I + 1), capacity, width), the layer's input h, then 1 for the bias
 OUTPUT = 8  # in `Chunk.values`: (P O, capacity, width), the activation's slope, then da in its place
+SCALED = 8  # of a thin layer, in `Chunk.values`: (1, capacity, width), g h; h itself where all samples weigh the same
 TOTAL = 9  # in `Totals.layers`: (P O, I + 1, width), the gradient of PANELS; negative where nobody needs it
 WEIGHT_GRADIENT = 10  # address of the result (O, I), or 0
 BIAS_GRADIENT = 11  # address of the result (O,), or 0
@@ -45,6 +46,7 @@ class Inputs(NamedTuple):
     key: Key | SobolKey  # what the noise is drawn from
     num_samples: int
     lowest: int  # the first layer whose da is needed: -1 where dz is
+    padding: float  # the bias of the columns behind the pixels, which are 0 there
     scale: float  # what the layers' gradients are multiplied with in the end
 
 
@@ -60,6 +62,7 @@ class Chunk(NamedTuple):
     dx: Array  # (P M, capacity, width)
     dw: Array  # (P M, capacity, width)
     errors: Array  # (capacity,) float64
+    sums: Array  # (tasks, P O (I + 1) width), each task's gradients of a thin layer's weights
 
 
 class Scratch(NamedTuple):
@@ -68,12 +71,13 @@ class Scratch(NamedTuple):
     eps: Array  # (tiles rows, d)
     sums: Array  # (1, rows, width): one tile's results
     partial: Array  # (tiles, rows, lanes): errors, lane by lane
+    dz: Array  # (tiles rows, d, lanes): gradients by the latents of a thin layer, lane by lane
 
 
 @part
 def own_scratch(scratches, number):
     """Return the buffers of one thread."""
-    return Scratch(scratches.eps[number], scratches.sums[number], scratches.partial[number])
+    return Scratch(scratches.eps[number], scratches.sums[number], scratches.partial[number], scratches.dz[number])
 
 
 class Totals(NamedTuple):

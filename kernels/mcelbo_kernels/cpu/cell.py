@@ -28,6 +28,8 @@ class Cell:
         Whether there are gradients.
     weighted : bool
         Whether pixels have weights, or gradients are needed by the data.
+    thin : bool
+        Whether there is one layer, from so few latents that `thin` passes over it.
     """
 
     output: str
@@ -35,6 +37,7 @@ class Cell:
     likelihood: str
     gradient: bool
     weighted: bool
+    thin: bool = False
 
 
 class CellType(types.Type):
@@ -51,7 +54,16 @@ register_static(Cell, CellType)
 QUADRATIC = "quadratic"
 has_gradient = static(lambda kind: kind.cell.gradient)
 is_weighted = static(lambda kind: kind.cell.weighted)
-is_quadratic = static(lambda kind: kind.cell.likelihood == QUADRATIC)
+# Whether the last layer's pass leaves the gradient by the layer's input as well.
+is_whole = static(lambda kind: kind.cell.likelihood == QUADRATIC or kind.cell.thin)
+is_thin = static(lambda kind: kind.cell.thin)
+
+
+def padding_of(cell: Cell) -> float:
+    """Return the pre-activation at which a pixel x = 0 adds nothing, to the error and to any gradient."""
+    if cell.likelihood == QUADRATIC:
+        return 0.0
+    return cells.BY_NAME[cell.likelihood].empty or activations.ZERO_AT.get(cell.output, 0.0)
 
 
 def evaluate(cell, a, x, parameter):

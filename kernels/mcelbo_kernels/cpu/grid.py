@@ -35,7 +35,7 @@ from mcelbo_kernels.cpu.board import (
     wait_for,
 )
 from mcelbo_kernels.cpu.buffers import INPUTS, LEFT, OUTPUTS, TOTAL, own_scratch
-from mcelbo_kernels.cpu.cell import has_gradient, is_quadratic
+from mcelbo_kernels.cpu.cell import has_gradient, is_thin, is_whole
 from mcelbo_kernels.cpu.layers import (
     append_one,
     backward,
@@ -50,6 +50,7 @@ from mcelbo_kernels.cpu.quadratic import quadratic_forward, sum_deltas
 from mcelbo_kernels.cpu.rest import rest
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
 from mcelbo_kernels.cpu.team import call_again
+from mcelbo_kernels.cpu.thin import add_sums, thin_pass
 from mcelbo_kernels.cpu.tile import load_vector, store_vector, zero_vector
 from mcelbo_kernels.numerics.lanes import fma
 
@@ -107,6 +108,16 @@ def add_errors(inputs, first, count, chunk, totals):
         totals.moments[b, 2] += shifted * shifted
 
 
+# mean[b] = shift + s / n,   squares[b] = s2 - s^2 / n, which rounding must not leave below zero
+@jit
+def finish_moments(sums, n, mean, squares):
+    for b in range(sums.shape[0]):
+        about = sums[b, 1] / n
+        square = sums[b, 2] - sums[b, 1] * about
+        mean[b] = sums[b, 0] + about
+        squares[b] = 0.0 if square < 0 else square
+
+
 # dmu[b] += sum_q g dz[q],   dlogvar[b] += sum_q g dz[q] s[q] / 2,   for the rows of one datum
 @part
 def add_latent_gradient(shape, b, start, stop, chunk, scratch, totals):
@@ -151,28 +162,30 @@ def scale_rows(shape, inputs, start, stop, chunk):
 
 
 @part
-def row_task(shape, cell, inputs, first, start, stop, chunk, scratch):
+def row_task(shape, cell, inputs, task, first, start, stop, chunk, scratch):
     draw(shape, inputs, first, start, stop, chunk, scratch)
     tiles, last = -(-(stop - start) // rows_of(shape)), inputs.layers.shape[0] - 1
     for index in range(last):
         hidden_forward(shape, cell, inputs, index, start, tiles, chunk, scratch)
     last_forward(shape, cell, inputs, start, tiles, chunk, scratch)
     quadratic_forward(shape, cell, inputs, start, tiles, chunk, scratch)
+    thin_pass(shape, cell, inputs, start, stop, chunk, scratch, chunk.sums[task])
     if has_gradient(cell):
-        for index in range(last - is_quadratic(cell), inputs.lowest, -1):
+        for index in range(last - is_whole(cell), inputs.lowest, -1):
             backward(shape, cell, inputs, index, start, tiles, chunk, scratch)
-        if inputs.upstream.size:
+        if inputs.upstream.size and not is_thin(cell):
             scale_rows(shape, inputs, start, stop, chunk)
 
 
 @part
-def panel_task(shape, cell, inputs, task, first, count, chunk, scratch, totals):
+def panel_task(shape, cell, inputs, task, rows, first, count, chunk, scratch, totals):
     for index in range(inputs.layers.shape[0]):
         layer = inputs.layers[index]
         panels = panels_of(shape, layer[OUTPUTS])
         if task < panels:
             if layer[TOTAL] >= 0:
                 weight_gradient(shape, cell, layer, task, first, count, chunk, scratch, totals)
+                add_sums(shape, cell, layer, task, first, -(-count // rows), chunk, totals)
             if index == inputs.layers.shape[0] - 1:
                 if totals.x.size:
                     sum_deltas(shape, cell, inputs, layer, task, first, count, chunk, scratch, totals.x)
@@ -189,10 +202,11 @@ def pack_task(shape, cell, inputs, task, chunk):
         layer = inputs.layers[index]
         panels = panels_of(shape, layer[OUTPUTS])
         if task < panels:
-            pack_outputs(shape, layer, task, chunk.weights)
+            padding = inputs.padding if index == inputs.layers.shape[0] - 1 else 0.0
+            pack_outputs(shape, layer, task, chunk.weights, padding)
             return
         task -= panels
-        passed = has_gradient(cell) and inputs.lowest < index < inputs.layers.shape[0] - is_quadratic(cell)
+        passed = has_gradient(cell) and inputs.lowest < index < inputs.layers.shape[0] - is_whole(cell)
         panels = panels_of(shape, layer[INPUTS]) if passed else 0
         if task < panels:
             pack_inputs(shape, cell, layer, task, chunk.weights)
@@ -218,7 +232,7 @@ def count_panels(shape, cell, inputs, both):
     count = 0
     for index in range(inputs.layers.shape[0]):
         count += panels_of(shape, inputs.layers[index, OUTPUTS])
-        if both and inputs.lowest < index < inputs.layers.shape[0] - is_quadratic(cell):
+        if both and inputs.lowest < index < inputs.layers.shape[0] - is_whole(cell):
             count += panels_of(shape, inputs.layers[index, INPUTS])
     return count
 
@@ -261,11 +275,11 @@ def work(shape, cell, inputs, begin, end, chunk, scratches, totals, board, numbe
                 unpack_task(shape, cell, inputs, task, chunk, totals)
             elif phase % 2:
                 start, stop = task * rows, min((task + 1) * rows, count)
-                row_task(shape, cell, inputs, first, start, stop, chunk, scratch)
+                row_task(shape, cell, inputs, task, first, start, stop, chunk, scratch)
             elif task == 0:
                 reduce_rows(shape, inputs, first, count, chunk, scratch, totals)
             else:
-                panel_task(shape, cell, inputs, task - 1, first, count, chunk, scratch, totals)
+                panel_task(shape, cell, inputs, task - 1, rows, first, count, chunk, scratch, totals)
             atomic_add(board, DONE, 1)
         elif number == 0:
             if opened >= 0:

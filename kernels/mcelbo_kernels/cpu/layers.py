@@ -90,22 +90,28 @@ def hidden_forward(shape, cell, inputs, index, start, tiles, chunk, scratch):
     append_one(shape, after, start, tiles, chunk)
 
 
-# t = cell(a, x) w;   da = w dt/da, dx = w dt/dx, dw = t
+# t = w cell(a, x),   da = w dt/da,   dx = w dt/dx,   dw = cell(a, x)
 @inline
-def cell_vector(a, r, c, shape, cell, inputs, chunk, row, pixel, place, beside):
-    width, lanes = width_of(shape), lanes_of(shape)
-    b, at, column = chunk.datum[row + r], r * width + c * lanes, pixel + c * lanes
+def pixels_of(a, shape, cell, inputs, b, column):
     x = load_vector(shape, inputs.x, b * inputs.x.shape[1] + column)
     t, da, dx = evaluate(cell, a, x, inputs.parameters[inputs.parameters.size - 1])
+    dw = t
+    if is_weighted(cell) and inputs.weight.size:
+        w = load_vector(shape, inputs.weight, b * inputs.weight_stride + column)
+        excluded, nothing = equal(w, 0.0), constant(w, 0.0)
+        t = select(excluded, nothing, w * t)
+        da = select(excluded, nothing, w * da)
+        dx = select(excluded, nothing, w * dx)
+    return t, da, dx, dw
+
+
+@inline
+def cell_vector(a, r, c, shape, cell, inputs, chunk, row, pixel, place, beside):
+    at = r * width_of(shape) + c * lanes_of(shape)
+    t, da, dx, dw = pixels_of(a, shape, cell, inputs, chunk.datum[row + r], pixel + c * lanes_of(shape))
     if is_weighted(cell):
         if chunk.dw.size:
-            store_vector(chunk.dw, beside + at, t)
-        if inputs.weight.size:
-            w = load_vector(shape, inputs.weight, b * inputs.weight_stride + column)
-            excluded, nothing = equal(w, 0.0), constant(w, 0.0)
-            t = select(excluded, nothing, w * t)
-            da = select(excluded, nothing, w * da)
-            dx = select(excluded, nothing, w * dx)
+            store_vector(chunk.dw, beside + at, dw)
         if chunk.dx.size:
             store_vector(chunk.dx, beside + at, dx)
     if has_gradient(cell):
@@ -122,7 +128,7 @@ def flush_errors(shape, start, tiles, chunk, scratch):
 
 
 # T[q] for the rows of a task, and da where there are gradients
-@only_where(lambda cell: cell.likelihood != QUADRATIC)
+@only_where(lambda cell: cell.likelihood != QUADRATIC and not cell.thin)
 @linked
 def last_forward(shape, cell, inputs, start, tiles, chunk, scratch):
     layer = inputs.layers[inputs.layers.shape[0] - 1]
@@ -154,7 +160,7 @@ def slope_vector(dh, r, c, shape, chunk, place):
 
 
 # dh = da W;   da of the layer before, in place of its slope, or dz
-@only_where(lambda cell: cell.gradient)
+@only_where(lambda cell: cell.gradient and not cell.thin)
 @linked
 def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
     layer = inputs.layers[index]
@@ -182,7 +188,7 @@ def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
 
 
 # dW^T += sum_q g h^T da, and with the column of ones dc += sum_q g da, for one panel of outputs
-@only_where(lambda cell: cell.gradient)
+@only_where(lambda cell: cell.gradient and not cell.thin)
 @linked
 def weight_gradient(shape, cell, layer, p, first, count, chunk, scratch, totals):
     rows, width, stride = rows_of(shape), width_of(shape), chunk.datum.size * width_of(shape)

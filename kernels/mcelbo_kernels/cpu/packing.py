@@ -21,8 +21,9 @@ from mcelbo_kernels.cpu.buffers import (
     WEIGHT_GRADIENT,
 )
 from mcelbo_kernels.cpu.cell import only_where
-from mcelbo_kernels.cpu.shape import width_of
+from mcelbo_kernels.cpu.shape import lanes_of, width_of
 from mcelbo_kernels.cpu.tile import load_row, store_tile
+from mcelbo_kernels.cpu.transposition import load_block, rounded, store_block, transposed
 
 
 @intrinsic
@@ -38,21 +39,23 @@ def array_at(typing: Any, like: Any, address: Any) -> Any:
     return like(like, types.intp), code
 
 
-# panel[k, j] = W[first + j, k],   panel[I, j] = c[first + j]
+# panel[k, j] = W[first + j, k],   panel[I, j] = c[first + j]; behind the outputs 0 and the bias `padding`
 @linked
-def pack_outputs(shape, layer, p, weights):
-    width, inputs, outputs = width_of(shape), layer[INPUTS], layer[OUTPUTS]
+def pack_outputs(shape, layer, p, weights, padding):
+    width, lanes, inputs, outputs = width_of(shape), lanes_of(shape), layer[INPUTS], layer[OUTPUTS]
     weight, bias = array_at(weights, layer[WEIGHT]), array_at(weights, layer[BIAS])
     panel = layer[PANELS] + p * (inputs + 1) * width
-    for j in range(width):
-        o = p * width + j
-        if o < outputs:
-            for k in range(inputs):
-                weights[panel + k * width + j] = weight[o * inputs + k]
-            weights[panel + inputs * width + j] = bias[o]
-        else:
-            for k in range(inputs + 1):
-                weights[panel + k * width + j] = 0
+    for first in range(0, width, lanes):
+        o = p * width + first
+        whole = inputs // lanes * lanes if o + lanes <= outputs else 0
+        for k in range(0, whole, lanes):
+            block = transposed(load_block(shape, weight, o * inputs + k, inputs))
+            store_block(weights, panel + k * width + first, width, block)
+        for j in range(lanes):
+            there = o + j < outputs
+            for k in range(whole, inputs):
+                weights[panel + k * width + first + j] = weight[(o + j) * inputs + k] if there else 0
+            weights[panel + inputs * width + first + j] = bias[o + j] if there else padding
 
 
 # panel[o, j] = W[o, first + j]
@@ -75,13 +78,21 @@ def pack_inputs(shape, cell, layer, p, weights):
 @only_where(lambda cell: cell.gradient)
 @linked
 def unpack_gradient(shape, cell, layer, p, weights, totals, scale):
-    width, inputs = width_of(shape), layer[INPUTS]
+    width, lanes, inputs = width_of(shape), lanes_of(shape), layer[INPUTS]
     panel = layer[TOTAL] + p * (inputs + 1) * width
-    for j in range(min(width, layer[OUTPUTS] - p * width)):
-        o = p * width + j
-        if layer[WEIGHT_GRADIENT]:
-            dw = array_at(weights, layer[WEIGHT_GRADIENT])
-            for k in range(inputs):
-                dw[o * inputs + k] = totals.layers[panel + k * width + j] * scale
-        if layer[BIAS_GRADIENT]:
-            array_at(weights, layer[BIAS_GRADIENT])[o] = totals.layers[panel + inputs * width + j] * scale
+    outputs = min(width, layer[OUTPUTS] - p * width)
+    if layer[WEIGHT_GRADIENT]:
+        dw = array_at(weights, layer[WEIGHT_GRADIENT])
+        for first in range(0, outputs, lanes):
+            o = p * width + first
+            whole = inputs // lanes * lanes if first + lanes <= outputs else 0
+            for k in range(0, whole, lanes):
+                block = rounded(shape, load_block(shape, totals.layers, panel + k * width + first, width), scale)
+                store_block(dw, o * inputs + k, inputs, transposed(block))
+            for j in range(min(lanes, outputs - first)):
+                for k in range(whole, inputs):
+                    dw[(o + j) * inputs + k] = totals.layers[panel + k * width + first + j] * scale
+    if layer[BIAS_GRADIENT]:
+        dc = array_at(weights, layer[BIAS_GRADIENT])
+        for j in range(outputs):
+            dc[p * width + j] = totals.layers[panel + inputs * width + j] * scale

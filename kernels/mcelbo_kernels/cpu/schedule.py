@@ -7,8 +7,8 @@ import numpy as np
 from mcelbo_kernels.cpu import buffers
 from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
 from mcelbo_kernels.cpu.crew import carry_out
-from mcelbo_kernels.cpu.grid import work
-from mcelbo_kernels.cpu.memory import workspace
+from mcelbo_kernels.cpu.grid import finish_moments, work
+from mcelbo_kernels.cpu.memory import Workspace
 from mcelbo_kernels.cpu.plan import (
     Layout,
     chunk_buffers,
@@ -87,11 +87,9 @@ def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple
 
 def moments(totals: Totals, n: int) -> Moments:
     """Return the moments of n errors a datum from their sums about a shift."""
-    shift, first, second = totals.moments.T
-    mean = first / n
-    # rounding must not leave a sum of squares below zero
-    squares = np.maximum(second - first * mean, 0.0)
-    return Moments(shift + mean, squares)
+    mean, squares = (np.empty(len(totals.moments)) for _ in range(2))
+    finish_moments(totals.moments, n, mean, squares)
+    return Moments(mean, squares)
 
 
 @quietly
@@ -128,7 +126,7 @@ def run(
     centre: Array | None = None,
 ) -> tuple[Moments, Gradients]:
     """Run the pass; samples weigh `upstream` (B, n), 1/n where None, and leave their T in `errors` (B, n) if given."""
-    layout = lay_out(problem, need, host_shape(problem.x.dtype.name), likelihood or problem.cell)
+    layout = lay_out(problem, need, upstream, host_shape(problem.x.dtype.name), likelihood or problem.cell)
     parameters = tuple((contiguous(layer.weight), contiguous(layer.bias)) for layer in problem.layers)
     found = layer_gradients(problem, need)
     for row, arrays, results in zip(layout.layers, parameters, found, strict=True):
@@ -136,7 +134,7 @@ def run(
         row[buffers.WEIGHT_GRADIENT], row[buffers.BIAS_GRADIENT] = map(address, results)
     rows, stride = problem.x.shape[0] * problem.draw.num_samples, CHUNKS_OF_A_CALL * layout.capacity
     helpers = threads - 1 if rows * layout.weights >= WORTH_A_HELPER else 0
-    with workspace() as memory:
+    with Workspace() as memory:
         inputs = prepare(problem, need, upstream, centre, layout, memory)
         chunk = chunk_buffers(layout, inputs, need, memory)
         scratches = thread_buffers(layout, inputs, 1 + helpers, memory)

@@ -9,6 +9,7 @@ from typing import Any
 
 import llvmlite.binding
 from numba import types
+from numba.core import config
 from numba.extending import NativeValue, models, overload, register_model, typeof_impl, unbox
 
 from mcelbo_kernels.numerics.lanes import Vector
@@ -37,13 +38,19 @@ class Shape:
         return min(8, self.width)
 
 
+def compiled_for(feature: str) -> bool:
+    """Tell whether numba compiles for a feature: one that the processor has, or that NUMBA_CPU_FEATURES names."""
+    if config.CPU_FEATURES is not None:
+        return f"+{feature}" in config.CPU_FEATURES.split(",")
+    return bool(llvmlite.binding.get_host_cpu_features().get(feature))
+
+
 @cache
 def host_shape(real: str) -> Shape:
-    """Return the tile that fills this machine's vector registers and leaves room for operands."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    """Return the tile that fills the vector registers that numba compiles for and leaves room for operands."""
+    if compiled_for("avx512f"):
         rows, columns, register = 12, 2, 64
-    elif features.get("avx2"):
+    elif compiled_for("avx2"):
         rows, columns, register = 6, 2, 32
     else:
         rows, columns, register = 8, 2, 16
@@ -66,10 +73,12 @@ class ShapeType(types.Type):
 def register_static(value_class: type, type_class: type) -> None:
     """Let instances of `value_class` be passed to kernels: typed `type_class(value)`, no data at all."""
     register_model(type_class)(models.OpaqueModel)
+    # the name of a type takes longer to write than a value to look up
+    known = cache(type_class)
 
     @typeof_impl.register(value_class)
     def type_of(value: Any, context: Any) -> types.Type:
-        return type_class(value)
+        return known(value)
 
     @unbox(type_class)
     def pass_nothing(kind: types.Type, value: Any, context: Any) -> NativeValue:

@@ -110,3 +110,6 @@ BY_NAME = {
     "gelu_tanh": gelu_tanh,
     "silu": silu,
 }
+
+# Where f(a) is exactly 0, if not at 0.
+ZERO_AT = {"sigmoid": -1000.0, "softplus": -1000.0}

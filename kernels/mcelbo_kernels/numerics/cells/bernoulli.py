@@ -29,4 +29,4 @@ def bernoulli_of_arrays(y: Any, x: Any, xp: Any) -> tuple[Any, Any, Any]:
     return t, slope - x, -y
 
 
-BERNOULLI = Family(bernoulli, bernoulli_of_arrays, outputs=("identity",))
+BERNOULLI = Family(bernoulli, bernoulli_of_arrays, empty=-1000.0, outputs=("identity",))
