@@ -301,6 +301,11 @@ def test_the_sobol_run_compares_equal_errors(tmp_path: Path, monkeypatch: pytest
     assert few["times faster"] == pytest.approx(few["iid eager ms"] / few["sobol ms"])
 
 
+def test_memory_is_that_of_the_call_and_not_of_its_machine_code() -> None:
+    workload = Workload("linear", 1, 4, 64, 1000, "identity", 1.0)
+    assert memory.probe("memory", "mcelbo", workload, 1)["bytes"] < 3 * memory.MEGABYTE
+
+
 def test_fresh_processes_report_memory_and_first_calls() -> None:
     done: list[None] = []
     [row] = memory.call_memory([TINY], ["mcelbo"], 1, lambda: done.append(None))
