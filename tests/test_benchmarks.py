@@ -21,7 +21,7 @@ from torch import Tensor
 
 pytest.importorskip("psutil", reason="needs the extra 'bench'")
 
-from benchmarks import cli, error, load, measure, memory, peers, report, sobol, timing
+from benchmarks import cli, error, load, machine, measure, memory, peers, report, sobol, timing
 from benchmarks.measure import Measurement, Round, Settings
 from benchmarks.workloads import WORKLOADS, Case, Workload, build
 from mcelbo_kernels import reference
@@ -299,6 +299,11 @@ def test_the_sobol_run_compares_equal_errors(tmp_path: Path, monkeypatch: pytest
     assert many["standard error %"] < few["standard error %"] / 8
     assert many["iid samples"] > 64 * few["iid samples"]
     assert few["times faster"] == pytest.approx(few["iid eager ms"] / few["sobol ms"])
+
+
+@pytest.mark.skipif(load.physical_cores() < 2, reason="one core")
+def test_a_round_trip_takes_time() -> None:
+    assert 0 < machine.round_trip(10) < 1
 
 
 def test_memory_is_that_of_the_call_and_not_of_its_machine_code() -> None:
