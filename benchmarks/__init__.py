@@ -9,6 +9,9 @@
     python -m benchmarks first-call                          the first loss of a fresh process, caches cold and warm
     python -m benchmarks error                               time against the standard error that it buys
     python -m benchmarks sobol                               the same with Sobol points, against independent samples
+    python -m benchmarks scaling                             how costs grow with n, B, m, H, d, threads; noise alone
+    python -m benchmarks evidence                            errors of real images (also wants the extra 'demo')
+    python -m benchmarks all --output figures                everything, one after another
 
 What is measured
     The expected squared error, reduction "mean", float32: its value AND the gradients by mu, logvar and every weight
@@ -20,12 +23,18 @@ How
     for all of them. A visit is one untimed call and then timed calls for a while; its figure is their median. Ratios
     are taken within a round; what is printed is their median over the rounds. A round during which other processes
     used the cores is discarded and repeated; where that happens too often the result is marked "noisy". JAX runs in a
-    process of its own that sleeps until asked and times itself.
+    process of its own that sleeps until asked and times itself. `scaling` has problems of its own, all of which are
+    visited in every round.
 
 What to compare with
     The machine's own peak of fused multiply-adds and its copy bandwidth, measured in the same run. A pass that
     multiplies matrices cannot beat the first; "share of peak" counts the operations of the direct sum, so an algorithm
     that avoids most of them (squared errors of a linear output need no pixels) may exceed 100%.
+    What threads hand to each other takes time too: a host may move a virtual machine's cores between near (a cache
+    line goes to another core and back in 40 ns) and far (400 ns), and calls by several threads then take up to half
+    as long again. No load shows it, so the time of this round trip is printed: compare runs where it is alike.
 
-Tables go to the terminal; CSV, JSON and plots to --output, by default benchmarks/results.
+Tables go to the terminal; CSV, JSON and plots to --output, by default benchmarks/results. "all" regenerates every
+figure that the README quotes of these; those of the demo come from `mcelbo demo` and `mcelbo study`. What to expect of
+many cores and of ARM is in OTHER_MACHINES.md.
 """

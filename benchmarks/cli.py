@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from tqdm import tqdm
 
 import benchmarks
-from benchmarks import error, load, machine, measure, memory, peers, report, sobol
+from benchmarks import load, measure, peers, scaling
+from benchmarks.subjects import SUBJECTS, Task
 from benchmarks.workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SUBJECTS = ("speed", "memory", "first-call", "error", "sobol")
-# Workloads and peers that a subject looks at unless told otherwise.
-DEFAULT_WORKLOADS = {
-    "memory": ("seed", "seed-linear", "affine", "mlp"),
-    "first-call": ("seed", "mlp"),
-    "error": ("seed",),
-    "sobol": ("seed",),
-}
-DEFAULT_PEERS = {
-    "memory": ("eager", peers.OWN),
-    "first-call": ("eager", "compile", peers.OWN),
-    "error": ("eager", peers.OWN),
-    "sobol": ("eager", peers.OWN),
-}
+ALL = "all"
 WIDTH = 110  # of tables, where there is no terminal to say
 
 
@@ -40,12 +26,14 @@ def parser() -> argparse.ArgumentParser:
         description=benchmarks.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = measure.Settings()
-    found.add_argument("subject", nargs="?", default="speed", choices=SUBJECTS, help="what to measure (%(default)s)")
+    usual, few = measure.Settings(), scaling.SETTINGS
+    found.add_argument(
+        "subject", nargs="?", default="speed", choices=(*SUBJECTS, ALL), help="what to measure (%(default)s)"
+    )
     found.add_argument("--workloads", type=names, help="comma-separated: " + ",".join(w.name for w in WORKLOADS))
     found.add_argument("--peers", type=names, help="comma-separated: " + ",".join(peers.NAMES))
-    found.add_argument("--rounds", type=int, default=default.rounds, help="quiet rounds to take (%(default)s)")
-    found.add_argument("--seconds", type=float, default=default.seconds, help="length of a visit (%(default)s)")
+    found.add_argument("--rounds", type=int, help=f"quiet rounds to take ({usual.rounds}; scaling: {few.rounds})")
+    found.add_argument("--seconds", type=float, help=f"length of a visit ({usual.seconds}; scaling: {few.seconds})")
     found.add_argument(
         "--threads", type=int, default=load.physical_cores(), help="default: physical cores (%(default)s)"
     )
@@ -68,66 +56,26 @@ def chosen(wanted: Sequence[str], known: Sequence[str], option: str) -> tuple[st
     return tuple(wanted)
 
 
-def peers_for(arguments: argparse.Namespace, console: Console) -> tuple[str, ...]:
+def peers_for(name: str, arguments: argparse.Namespace, console: Console) -> tuple[str, ...]:
     """Return the peers to run; one that is asked for by name must be able to."""
-    default = DEFAULT_PEERS.get(arguments.subject, peers.NAMES)
-    wanted = chosen(arguments.peers or default, peers.NAMES, "--peers")
-    if arguments.subject in ("memory", "first-call") and "jax" in wanted:
-        raise SystemExit(f"--peers: jax is not measured by {arguments.subject}, whose processes import torch")
-    reasons = {name: peers.unavailable(name, arguments.jax_python) for name in wanted}
-    for name, reason in reasons.items():
+    wanted = chosen(arguments.peers or SUBJECTS[name].peers, peers.NAMES, "--peers")
+    if SUBJECTS[name].fresh and "jax" in wanted:
+        raise SystemExit(f"--peers: jax is not measured by {name}, whose processes import torch")
+    reasons = {peer: peers.unavailable(peer, arguments.jax_python) for peer in wanted}
+    for peer, reason in reasons.items():
         if reason is not None and arguments.peers:
             raise SystemExit(f"--peers: {reason}")
         if reason is not None:
-            console.print(f"without {name}: {reason}")
-    return tuple(name for name, reason in reasons.items() if reason is None)
+            console.print(f"{name} without {peer}: {reason}")
+    return tuple(peer for peer, reason in reasons.items() if reason is None)
 
 
-def speed(arguments: argparse.Namespace, table: Sequence[Workload], running: Sequence[str], console: Console) -> None:
-    """Measure and report times, ratios, and shares of what the machine can do."""
-    settings = replace(measure.Settings(), rounds=arguments.rounds, seconds=arguments.seconds)
-    settings = measure.QUICK if arguments.quick else settings
-    repeats = 2 if arguments.quick else 7
-    host = machine.describe(arguments.threads, repeats)
-    measurements = []
-    with tqdm(total=len(table) * settings.rounds, unit="round", disable=None) as bar:
-        for workload in table:
-            bar.set_description(workload.name)
-            measurements.append(
-                measure.measure(workload, running, settings, jax_python=arguments.jax_python, progress=bar.update)
-            )
-    host = host.best(machine.describe(arguments.threads, repeats))
-    console.print(report.describe(host))
-    report.show(
-        "Milliseconds a call: with gradients, and the value alone; x: times mcelbo's",
-        report.times_table(measurements, host),
-        console,
-    )
-    targets = report.targets_table(measurements)
-    if targets:
-        report.show("mcelbo against the fastest peer, value and gradients", targets, console)
-    report.save_run(arguments.output, measurements, host)
-
-
-def other(arguments: argparse.Namespace, table: Sequence[Workload], running: Sequence[str], console: Console) -> None:
-    """Measure and report memory, first calls, time against error, or that of Sobol points."""
-    steps = len(table) * len(running) * (len(error.SAMPLES) if arguments.subject == "error" else 1)
-    if arguments.subject == "sobol":
-        steps = len(table) * len(sobol.LATENTS) * len(sobol.SAMPLES)
-    with tqdm(total=steps, unit="case", disable=None) as bar:
-        if arguments.subject == "memory":
-            rows = memory.call_memory(table, running, arguments.threads, bar.update)
-        elif arguments.subject == "first-call":
-            rows = memory.first_calls(table, running, arguments.threads, bar.update)
-        elif arguments.subject == "sobol":
-            rows = [row for w in table for row in sobol.sweep(w, arguments.seconds, bar.update)]
-        else:
-            sweeps = (error.sweep(w, running, arguments.seconds, arguments.jax_python, bar.update) for w in table)
-            rows = [row for sweep in sweeps for row in sweep]
-    report.show(arguments.subject, rows, console)
-    report.save(arguments.output, arguments.subject, rows, versions=machine.versions(), processor=machine.processor())
-    if arguments.subject == "error":
-        error.plot(arguments.output / "error.png", rows)
+def task_of(name: str, arguments: argparse.Namespace, table: Sequence[Workload], console: Console) -> Task:
+    """Return what the command line asks of a subject, or end the program with a message."""
+    subject, known = SUBJECTS[name], {workload.name: workload for workload in table}
+    default = [name for name in known if subject.workloads is None or name in subject.workloads]
+    wanted = chosen(arguments.workloads or default, list(known), "--workloads")
+    return Task(arguments, [known[name] for name in wanted], peers_for(name, arguments, console), console)
 
 
 def main(argv: Sequence[str], table: Sequence[Workload] = WORKLOADS) -> int:
@@ -136,16 +84,14 @@ def main(argv: Sequence[str], table: Sequence[Workload] = WORKLOADS) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH  # a file has room for whole numbers
-    known = {workload.name: workload for workload in table}
-    default = [name for name in DEFAULT_WORKLOADS.get(arguments.subject, known) if name in known]
-    wanted = chosen(arguments.workloads or default, list(known), "--workloads")
-    running = peers_for(arguments, console)
+    asked = SUBJECTS if arguments.subject == ALL else (arguments.subject,)
+    tasks = {name: task_of(name, arguments, table, console) for name in asked}
     before = torch.get_num_threads()
-    torch.set_num_threads(arguments.threads)
-    try:
-        run = speed if arguments.subject == "speed" else other
-        run(arguments, [known[name] for name in wanted], running, console)
-    finally:
-        torch.set_num_threads(before)
+    for name, task in tasks.items():
+        torch.set_num_threads(arguments.threads)
+        try:
+            SUBJECTS[name].run(task)
+        finally:
+            torch.set_num_threads(before)
     console.print(f"results in {arguments.output}")
     return 0

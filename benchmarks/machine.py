@@ -1,8 +1,9 @@
-"""What the machine can do at most: fused multiply-adds and copies, measured; and what it is called."""
+"""What the machine can do at most: fused multiply-adds, copies, messages between cores, measured; what it is called."""
 
 from __future__ import annotations
 
 import platform
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -10,12 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from benchmarks import load
+from mcelbo_kernels.cpu.board import atomic_load, atomic_store
 from mcelbo_kernels.cpu.shape import host_shape
 
 PACKAGES = ("mcelbo", "torch", "numba", "llvmlite", "numpy")
@@ -28,6 +32,7 @@ def vector_shape() -> tuple[int, int]:
 
 
 LANES, CHAINS = vector_shape()
+SETTLE = 0.02  # seconds after which torch's threads have stopped looking out for work, each on its core
 
 
 @intrinsic
@@ -87,6 +92,36 @@ def copy_bandwidth(elements: int = 2**25, repeats: int = 7) -> float:
     return 2 * source.nbytes / min(seconds() for _ in range(repeats))
 
 
+@njit(nogil=True)
+def pass_on(board: Any, parity: int, start: int, stop: int) -> None:
+    """Wait for every second number from `start` to `stop` on the board, and write the next."""
+    for number in range(start + parity, stop, 2):
+        while atomic_load(board, 0) != number:
+            pass
+        atomic_store(board, 0, number + 1)
+
+
+def round_trip(trips: int = 5000) -> float:
+    """Return the seconds in which a cache line goes to another core and back; 0 where there is no other.
+
+    Those of a virtual machine may be near each other at one time and far at another: what threads hand to each other
+    then takes ten times as long, while nothing that a core does on its own does.
+    """
+    board = np.zeros(8, np.int64)
+    pass_on(board, 0, 0, 0)  # compiles
+    if load.physical_cores() < 2:
+        return 0.0
+    time.sleep(SETTLE)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(pass_on, board, 1, 0, 2 * (trips + 1))
+        pass_on(board, 0, 0, 2)  # until the other has started
+        start = time.perf_counter()
+        pass_on(board, 0, 2, 2 * (trips + 1))
+        elapsed = time.perf_counter() - start
+        other.result()
+    return elapsed / trips
+
+
 def processor() -> str:
     """Return the processor's name."""
     try:
@@ -111,12 +146,13 @@ class Machine:
     core_peak: float  # float32 operations per second of one core
     peak: float  # of `threads` threads
     bandwidth: float  # bytes per second
+    round_trips: tuple[float, ...]  # seconds, at every look
     versions: dict[str, str]
 
     def best(self, again: Machine) -> Machine:
         """Return the higher rates of two looks at one machine: what it was once seen to do, it can."""
-        rates = ("core_peak", "peak", "bandwidth")
-        return replace(self, **{name: max(getattr(self, name), getattr(again, name)) for name in rates})
+        rates = {name: max(getattr(self, name), getattr(again, name)) for name in ("core_peak", "peak", "bandwidth")}
+        return replace(self, round_trips=self.round_trips + again.round_trips, **rates)
 
 
 def describe(threads: int, repeats: int = 7) -> Machine:
@@ -127,5 +163,6 @@ def describe(threads: int, repeats: int = 7) -> Machine:
         fma_peak(1, repeats=repeats),
         fma_peak(threads, repeats=repeats),
         copy_bandwidth(repeats=repeats),
+        (statistics.median(round_trip() for _ in range(repeats)),),
         versions(),
     )

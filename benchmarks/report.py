@@ -99,12 +99,17 @@ def targets_table(measurements: Sequence[Measurement]) -> list[Row]:
     return found
 
 
+def trips(seconds: Sequence[float]) -> str:
+    """Return in words how far apart cores were seen to be."""
+    return f"a cache line to another core and back {1e9 * min(seconds):.0f} to {1e9 * max(seconds):.0f} ns"
+
+
 def describe(machine: Machine) -> str:
     """Return the machine in two lines."""
     return (
         f"{machine.processor}, {machine.threads} threads: FMA peak {machine.core_peak / 1e9:.0f} GFLOP/s one core, "
-        f"{machine.peak / 1e9:.0f} together; copies {machine.bandwidth / 1e9:.1f} GB/s (read + written)\n"
-        + ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+        f"{machine.peak / 1e9:.0f} together; copies {machine.bandwidth / 1e9:.1f} GB/s (read + written); "
+        f"{trips(machine.round_trips)}\n" + ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     )
 
 

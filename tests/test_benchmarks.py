@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,21 @@ from torch import Tensor
 
 pytest.importorskip("psutil", reason="needs the extra 'bench'")
 
-from benchmarks import cli, error, load, measure, memory, peers, report, sobol, timing
+from benchmarks import (
+    cli,
+    error,
+    evidence,
+    load,
+    machine,
+    measure,
+    memory,
+    peers,
+    report,
+    scaling,
+    sobol,
+    subjects,
+    timing,
+)
 from benchmarks.measure import Measurement, Round, Settings
 from benchmarks.workloads import WORKLOADS, Case, Workload, build
 from mcelbo_kernels import reference
@@ -282,8 +297,8 @@ def test_the_speed_run_writes_table_csv_json_and_plot(tmp_path: Path, capsys: py
 
 def test_the_error_run_follows_the_square_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(error, "SAMPLES", (4, 16))
-    monkeypatch.setattr(cli, "DEFAULT_WORKLOADS", {})
-    cli.main(["error", "--peers", "eager", "--seconds", "0", "--output", str(tmp_path)], [TINY])
+    arguments = ["error", "--workloads", "tiny", "--peers", "eager", "--seconds", "0", "--output", str(tmp_path)]
+    cli.main(arguments, [TINY])
     first, second = json.loads((tmp_path / "error.json").read_text())["rows"]
     assert first["standard error %"] == pytest.approx(2 * second["standard error %"])
     assert (tmp_path / "error.png").exists()
@@ -299,6 +314,67 @@ def test_the_sobol_run_compares_equal_errors(tmp_path: Path, monkeypatch: pytest
     assert many["standard error %"] < few["standard error %"] / 8
     assert many["iid samples"] > 64 * few["iid samples"]
     assert few["times faster"] == pytest.approx(few["iid eager ms"] / few["sobol ms"])
+
+
+@pytest.mark.slow
+def test_the_scaling_run_visits_every_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scaling", "--quick", "--threads", "2", "--output", str(tmp_path)]) == 0
+    assert "to another core and back" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "scaling.json").read_text())
+    assert [row["size"] for row in saved["rows"] if (row["axis"], row["output"]) == ("n", "sigmoid")] == [10, 30, 100]
+    assert {(row["axis"], row["path"]) for row in saved["rows"]} >= {(axis, "gram") for axis in "nBmHd"}
+    assert all(row["ms"] > 0 and row["%peak"] > 0 for row in saved["rows"])
+    assert len(saved["round_trips"]) == measure.QUICK.rounds
+    slopes = json.loads((tmp_path / "scaling-slopes.json").read_text())["rows"]
+    assert [row["axis"] for row in slopes] == 2 * ["n", "B", "m", "H", "d", "threads"]
+    assert [row["n"] for row in json.loads((tmp_path / "scaling-memory.json").read_text())["rows"]] == [16, 16]
+    noise = json.loads((tmp_path / "scaling-noise.json").read_text())["rows"]
+    assert len(noise) == 9
+    assert all(row["ns a normal"] > 0 for row in noise)
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_slopes_are_those_of_the_upper_decade() -> None:
+    curve = [{"size": size, "ms": 5.0 if size < 1000 else 3e-6 * size**2} for size in scaling.steps(10, 10_000)]
+    row = scaling.slope_row("n", "sigmoid", curve)
+    assert (row["from"], row["to"]) == (1000, 10_000)
+    assert row["slope"] == pytest.approx(2)
+
+
+@pytest.mark.skipif(load.physical_cores() < 2, reason="one core")
+def test_a_round_trip_takes_time() -> None:
+    assert 0 < machine.round_trip(10) < 1
+
+
+def test_all_runs_every_subject_on_what_it_looks_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: dict[str, tuple[list[str], tuple[str, ...]]] = {}
+
+    def pretend(name: str, task: subjects.Task) -> None:
+        looked_at[name] = [workload.name for workload in task.workloads], tuple(task.peers)
+
+    for name, subject in subjects.SUBJECTS.items():
+        monkeypatch.setitem(subjects.SUBJECTS, name, replace(subject, run=partial(pretend, name)))
+    assert cli.main(["all", "--workloads", "seed,mlp", "--peers", "eager,mcelbo", "--output", str(tmp_path)]) == 0
+    assert looked_at == dict.fromkeys(subjects.SUBJECTS, (["seed", "mlp"], ("eager", "mcelbo")))
+    assert cli.main(["all", "--output", str(tmp_path)]) == 0
+    assert list(looked_at) == ["speed", "memory", "first-call", "error", "sobol", "scaling", "evidence"]
+    assert looked_at["speed"][0] == [workload.name for workload in WORKLOADS]
+    assert looked_at["error"] == (["seed"], ("eager", "mcelbo"))
+
+
+def test_the_evidence_is_kept_beside_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evidence, "main", lambda arguments: print("| n |", *arguments))
+    assert cli.main(["evidence", "--quick", "--output", str(tmp_path / "new")]) == 0
+    printed = (tmp_path / "new" / "evidence.md").read_text()
+    assert printed.split() == ["|", "n", "|", "--output", str(tmp_path / "new" / "alike.png"), "--epochs", "1"]
+    assert "| n |" in capsys.readouterr().out
+
+
+def test_memory_is_that_of_the_call_and_not_of_its_machine_code() -> None:
+    workload = Workload("linear", 1, 4, 64, 1000, "identity", 1.0)
+    assert memory.probe("memory", "mcelbo", workload, 1)["bytes"] < 3 * memory.MEGABYTE
 
 
 def test_fresh_processes_report_memory_and_first_calls() -> None:
