@@ -26,6 +26,9 @@ from mcelbo_kernels.cpu.quadratic import activate_in_place
 from mcelbo_kernels.cpu.schedule import quietly, run
 from mcelbo_kernels.problem import Array, Gradients, Layer, Moments, Need, Problem
 
+FIXED_MULTIPLICATIONS = 4e7
+MULTIPLICATIONS_OF_A_PIXEL = 8
+
 Multiply = Callable[[Array, Array], Array]
 
 _multiply: Multiply = np.matmul
@@ -66,11 +69,12 @@ def pays(batch: int, samples: int, hidden: int, pixels: int) -> bool:
     """Tell whether it costs less than the grid, by the multiplications of value and gradients that differ.
 
     For each sample 3 H^2 (with the half of S, 2.5) instead of 3 H m, and for each call the products of G, S and the
-    batch: 2 H^2 m and 5 B H m.
+    batch: 2 H^2 m and 5 B H m. As measured, the error of a pixel takes a pass as long as 8 more hidden units; and a
+    call's products take twice as long as a pass's, with all that goes with them, on top of what they take at least.
     """
-    grid = 3 * batch * samples * hidden * pixels
-    gram = 2.5 * batch * samples * hidden**2 + 2 * hidden**2 * pixels + 5 * batch * hidden * pixels
-    return gram < grid
+    grid = 3 * batch * samples * (hidden + MULTIPLICATIONS_OF_A_PIXEL) * pixels
+    gram = 2.5 * batch * samples * hidden**2 + 2 * (2 * hidden**2 * pixels + 5 * batch * hidden * pixels)
+    return gram + FIXED_MULTIPLICATIONS < grid
 
 
 @quietly
@@ -80,8 +84,16 @@ def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple
     w_, real = last.weight, problem.x.dtype
     centre = hidden_values(problem, multiply)
     # The one difference of large numbers: of a good fit little would be left in single precision.
-    r0 = (problem.x - (multiply(centre.astype(np.float64), w_.T.astype(np.float64)) + last.bias)).astype(real)
-    weighted = r0 if problem.weight is None else np.where(problem.weight == 0, real.type(0), problem.weight * r0)
+    exact = multiply(centre.astype(np.float64), w_.T.astype(np.float64))
+    exact += last.bias
+    np.subtract(problem.x, exact, out=exact)
+    r0 = exact.astype(real)
+    weighted, fit = r0, exact
+    if problem.weight is not None:
+        weighted = np.where(problem.weight == 0, real.type(0), problem.weight * r0)
+        fit = np.where(problem.weight == 0, 0.0, problem.weight * exact)
+        exact[np.broadcast_to(problem.weight == 0, exact.shape)] = 0.0
+    fit = np.einsum("bj,bj->b", fit, exact)
     scaled = w_ if problem.weight is None else problem.weight.T * w_
     inner = Problem(
         multiply(weighted, w_),
@@ -95,9 +107,6 @@ def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple
     squares, sums = of_last[0] or need.weight, need.x or need.weight or any(of_last)
     inner_need = Need(sums, False, need.mu, need.logvar, (*need.layers[:-1], (squares, False)))
     result, found = run(inner, inner_need, threads, likelihood=QUADRATIC, centre=centre if hidden else None)
-    fit = np.einsum(
-        "bj,bj->b", weighted, r0 if problem.weight is None else np.where(problem.weight == 0, 0, r0), dtype=np.float64
-    )
     result = result._replace(mean=result.mean + fit)
     if not sums:
         return result, Gradients(None, None, found.mu, found.logvar, (*found.layers[:-1], (None, None)))

@@ -37,6 +37,7 @@ from mcelbo_kernels.cpu.board import (
 from mcelbo_kernels.cpu.buffers import INPUTS, LEFT, OUTPUTS, TOTAL, own_scratch
 from mcelbo_kernels.cpu.cell import has_gradient, is_thin, is_whole
 from mcelbo_kernels.cpu.layers import (
+    ROWS_OF_A_SUM,
     append_one,
     backward,
     hidden_forward,
@@ -60,7 +61,28 @@ def panels_of(shape, columns):
     return -(-columns // width_of(shape))
 
 
-# z[q] = mu[b] + s[q],   s[q] = sigma[b] eps[b, i],   q = b n + i
+# z[q] = mu[b] + s[q],   s[q] = sigma[b] eps[b, i],   q = b n + i, for rows of one datum
+@part
+def place_samples(shape, inputs, b, row, run, chunk, scratch):
+    d, width, lanes = inputs.mu.shape[1], width_of(shape), lanes_of(shape)
+    z, whole = inputs.layers[0, LEFT], d // lanes * lanes
+    for k in range(0, whole, lanes):
+        mu, sigma = load_vector(shape, inputs.mu, b * d + k), load_vector(shape, inputs.sigma, b * d + k)
+        place = (k // width * chunk.datum.size + row) * width + k % width
+        for r in range(run):
+            spread = sigma * load_vector(shape, scratch.eps, r * d + k)
+            store_vector(chunk.spread, place + r * width, spread)
+            store_vector(chunk.values, z + place + r * width, mu + spread)
+    for k in range(whole, d):
+        mu, sigma, panel = inputs.mu[b, k], inputs.sigma[b, k], k // width
+        place = (panel * chunk.datum.size + row) * width + k % width
+        for r in range(run):
+            spread = sigma * scratch.eps[r, k]
+            chunk.spread[panel, row + r, k % width] = spread
+            chunk.values[z + place + r * width] = mu + spread
+
+
+# the samples of a task's rows
 @linked
 def draw(shape, inputs, first, start, stop, chunk, scratch):
     n, d, width = inputs.num_samples, inputs.mu.shape[1], width_of(shape)
@@ -70,20 +92,17 @@ def draw(shape, inputs, first, start, stop, chunk, scratch):
     while row < stop:
         b, i = (first + row) // n, (first + row) % n
         run = min(n - i, stop - row)
-        if not inputs.eps.size:
+        if inputs.eps.size:
+            for r in range(run):
+                copy(inputs.eps[b, i + r], scratch.eps[r])
+        else:
             fill(inputs.key, b, i, run, scratch.eps)
         for r in range(run):
             chunk.datum[row + r] = b
-            if inputs.upstream.size:
+        if inputs.upstream.size:
+            for r in range(run):
                 chunk.g[row + r] = inputs.upstream[b, i + r]
-            if inputs.eps.size:
-                copy(inputs.eps[b, i + r], scratch.eps[r])
-            for begin in range(0, d, width):
-                place = begin // width * stride + (row + r) * width
-                for k in range(begin, min(begin + width, d)):
-                    spread = inputs.sigma[b, k] * scratch.eps[r, k]
-                    chunk.spread[begin // width, row + r, k - begin] = spread
-                    chunk.values[inputs.layers[0, LEFT] + place + k - begin] = inputs.mu[b, k] + spread
+        place_samples(shape, inputs, b, row, run, chunk, scratch)
         row += run
     # the last tile's missing rows are computed on zeros and the last datum's pixels, and left out of every sum
     for q in range(stop, stop + padding):
@@ -93,19 +112,20 @@ def draw(shape, inputs, first, start, stop, chunk, scratch):
     append_one(shape, inputs.layers[0], start, (stop + padding - start) // rows_of(shape), chunk)
 
 
-# moments of T[b, i] about the first
+# moments of T[b, i] about the first, for rows of one datum
 @part
-def add_errors(inputs, first, count, chunk, totals):
-    n = inputs.num_samples
-    for row in range(count):
-        b, error = chunk.datum[row], chunk.errors[row]
-        if totals.errors.size:
-            totals.errors[first + row] = error
-        if (first + row) % n == 0:
-            totals.moments[b, 0] = error if np.isfinite(error) else 0.0
-        shifted = error - totals.moments[b, 0]
-        totals.moments[b, 1] += shifted
-        totals.moments[b, 2] += shifted * shifted
+def add_errors(inputs, b, first, start, stop, chunk, totals):
+    if totals.errors.size:
+        for row in range(start, stop):
+            totals.errors[first + row] = chunk.errors[row]
+    if (first + start) % inputs.num_samples == 0:
+        totals.moments[b, 0] = chunk.errors[start] if np.isfinite(chunk.errors[start]) else 0.0
+    shift, total, squares = totals.moments[b, 0], totals.moments[b, 1], totals.moments[b, 2]
+    for row in range(start, stop):
+        shifted = chunk.errors[row] - shift
+        total += shifted
+        squares += shifted * shifted
+    totals.moments[b, 1], totals.moments[b, 2] = total, squares
 
 
 # mean[b] = shift + s / n,   squares[b] = s2 - s^2 / n, which rounding must not leave below zero
@@ -139,13 +159,14 @@ def add_latent_gradient(shape, b, start, stop, chunk, scratch, totals):
 
 @linked
 def reduce_rows(shape, inputs, first, count, chunk, scratch, totals):
-    add_errors(inputs, first, count, chunk, totals)
-    if totals.mu.size:
-        row = 0
-        while row < count:
-            stop = min(count, row + inputs.num_samples - (first + row) % inputs.num_samples)
-            add_latent_gradient(shape, chunk.datum[row], row, stop, chunk, scratch, totals)
-            row = stop
+    row = 0
+    while row < count:
+        b, more = chunk.datum[row], inputs.num_samples - (first + row) % inputs.num_samples
+        stop = min(count, row + more, row + ROWS_OF_A_SUM)
+        add_errors(inputs, b, first, row, stop, chunk, totals)
+        if totals.mu.size:
+            add_latent_gradient(shape, b, row, stop, chunk, scratch, totals)
+        row = stop
 
 
 # h *= g, once the rows' own gradients are done with it

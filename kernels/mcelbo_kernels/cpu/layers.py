@@ -37,6 +37,8 @@ from mcelbo_kernels.numerics.lanes import constant, equal, select, sum_of_lanes
 PANELS_OF_A_SUM = 64
 # A sum over so many pixels is finished before it is added to those before it: of a million little would be left.
 COLUMNS_OF_A_SUM = 1024
+# Likewise one over so many rows, before it is added to a float64 total.
+ROWS_OF_A_SUM = 512
 
 
 # tile + sum_k left[:, k] panel[k] over `count` columns
@@ -191,26 +193,34 @@ def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
 @only_where(lambda cell: cell.gradient and not cell.thin)
 @linked
 def weight_gradient(shape, cell, layer, p, first, count, chunk, scratch, totals):
+    for begin in range(0, count, ROWS_OF_A_SUM):
+        end = min(begin + ROWS_OF_A_SUM, count)
+        add_weight_gradient(shape, layer, p, begin, end, first + begin > 0, chunk, scratch, totals)
+
+
+# the same for some rows of the chunk, which start the sums or add to them
+@part
+def add_weight_gradient(shape, layer, p, begin, stop, started, chunk, scratch, totals):
     rows, width, stride = rows_of(shape), width_of(shape), chunk.datum.size * width_of(shape)
     inputs, right = layer[INPUTS], layer[OUTPUT] + p * stride
     total = layer[TOTAL] + p * (inputs + 1) * width
     # the gradient of a quadratic layer is symmetric: complete with its columns up to the diagonal
     end = min(inputs, (p + 1) * width) if layer[OUTPUT] == layer[LEFT] else inputs + 1
-    whole = count // steps_of(shape) * steps_of(shape)
+    whole = stop - (stop - begin) % steps_of(shape)
     for k in range(0, end, rows):
         apart = columns_apart(shape, k, inputs, stride)
         dw = zero_tile(shape)
-        for row in range(0, whole, steps_of(shape)):
+        for row in range(begin, whole, steps_of(shape)):
             at = row * width
             dw = rows_add(shape, dw, chunk.values, layer[LEFT] + at, apart, chunk.values, right + at)
-        for row in range(whole, count):
+        for row in range(whole, stop):
             at = row * width
             dw = outer_add(shape, dw, chunk.values, layer[LEFT] + at, apart, chunk.values, right + at)
         store_tile(scratch.sums, 0, dw)
         for r in range(min(rows, end - k)):
             place = total + (k + r) * width
             for j in range(width):
-                before = 0.0 if first == 0 else totals.layers[place + j]
+                before = totals.layers[place + j] if started else 0.0
                 totals.layers[place + j] = before + scratch.sums[0, r, j]
 
 

@@ -16,12 +16,13 @@ from mcelbo_kernels.problem import Array, Need, Problem
 
 # A chunk is long enough that the weight gradients' sums, kept in registers, are moved seldom, and short enough for the
 # cache. Both depend on the problem alone, so that results do not change with the machine's load or threads.
-ROWS_OF_A_CHUNK = 516
+ROWS_OF_A_CHUNK = 4128
 FEWEST_ROWS_OF_A_CHUNK = 96
 BYTES_OF_A_CHUNK = 4 << 20
 # A task is long enough that taking it costs little and a panel of weights serves several tiles, and short enough that a
 # chunk has some for every thread.
 TILES_OF_A_TASK = 8
+MULTIPLICATIONS_OF_A_TASK = 1 << 20
 TASKS_OF_A_CHUNK = 8
 # A layer is thin if its weights and their gradients leave room in the registers, which are as many as the lanes of one
 # or more. A thin task's sums stay in the nearest cache.
@@ -109,7 +110,9 @@ def chunk(
     affordable = BYTES_OF_A_CHUNK // max(1, (of_a_row + beside) * problem.x.itemsize)
     longest = min(ROWS_OF_A_CHUNK, max(FEWEST_ROWS_OF_A_CHUNK, affordable))
     capacity = equal_chunks(problem, longest, shape)
-    return capacity, max(1, min(TILES_OF_A_TASK, capacity // (shape.rows * TASKS_OF_A_CHUNK)))
+    of_a_tile = shape.rows * sum(outputs * inputs for outputs, inputs in columns)
+    longest = max(TILES_OF_A_TASK, MULTIPLICATIONS_OF_A_TASK // of_a_tile)
+    return capacity, max(1, min(longest, capacity // (shape.rows * TASKS_OF_A_CHUNK)))
 
 
 def equal_chunks(problem: Problem, longest: int, shape: Shape) -> int:

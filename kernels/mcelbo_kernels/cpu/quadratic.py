@@ -13,7 +13,7 @@ from __future__ import annotations
 from mcelbo_kernels._compile import inline, jit, linked, part
 from mcelbo_kernels.cpu.buffers import INPUTS, LEFT, OUTPUT, PANELS
 from mcelbo_kernels.cpu.cell import QUADRATIC, activate, has_gradient, only_where
-from mcelbo_kernels.cpu.layers import PANELS_OF_A_SUM, add_product, flush_errors
+from mcelbo_kernels.cpu.layers import PANELS_OF_A_SUM, ROWS_OF_A_SUM, add_product, flush_errors
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
 from mcelbo_kernels.cpu.tile import accumulate, load_vector, row_sums, store_vector, zero_tile, zero_vector
 
@@ -79,7 +79,7 @@ def sum_deltas(shape, cell, inputs, layer, p, first, count, chunk, scratch, tota
     width, lanes, n = width_of(shape), lanes_of(shape), inputs.num_samples
     left, row = layer[LEFT] + p * chunk.datum.size * width, 0
     while row < count:
-        stop = min(count, row + n - (first + row) % n)
+        stop = min(count, row + ROWS_OF_A_SUM, row + n - (first + row) % n)
         for c in range(0, width, lanes):
             sums = zero_vector(shape)
             for q in range(row, stop):
