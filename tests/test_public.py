@@ -28,6 +28,7 @@ SIGNATURES = {
         "(seed, batch, num_samples, latent, *, sampler='iid', datum_offset=0, sample_offset=0, dtype=None, device=None)"
     ),
     "explain": "(decoder, x=None, num_samples=None)",
+    "warmup": f"(decoder, x, *, num_samples, likelihood={GAUSSIAN}, weight=None, sampler='iid')",
     "Explanation": "(path, device, reason)",
     "Bound": "(loss, bound, reconstruction, kl, variance)",
 }

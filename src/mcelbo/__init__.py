@@ -7,6 +7,7 @@ from importlib.metadata import version
 from mcelbo.bounds import Bound, elbo
 from mcelbo.decoders import Explanation, explain
 from mcelbo.diagnostics import Study, study
+from mcelbo.first_call import warmup
 from mcelbo.likelihoods import Bernoulli, Gaussian
 from mcelbo.losses import ELBOLoss, expected_squared_error, posterior_parameters
 from mcelbo.sampling import noise
@@ -34,4 +35,5 @@ __all__ = [
     "posterior_parameters",
     "reconstruction_spread",
     "study",
+    "warmup",
 ]
