@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numba import njit
 from numpy.typing import NDArray
 
 from mcelbo_kernels import cpu, reference
-from mcelbo_kernels.cpu.shape import host_shape, lanes_of
+from mcelbo_kernels.cpu.cell import Cell, evaluate, padding_of
+from mcelbo_kernels.cpu.shape import Shape, host_shape, lanes_of
 from mcelbo_kernels.cpu.tile import load_vector, store_vector
 from mcelbo_kernels.numerics.cells import BY_NAME
-from mcelbo_kernels.problem import CELLS, Activation, Draw, Layer, Need, Problem
+from mcelbo_kernels.problem import ACTIVATIONS, CELLS, Activation, Draw, Layer, Need, Problem, accepts
+from mcelbo_kernels.reference.activations import activate, slope
 from tests.bounds import magnitudes
 from tests.strategies import away_from_kinks
 from tests.torch_twin import TORCH_CELLS, named, torch_cell
@@ -93,6 +97,55 @@ def test_nan_is_kept(cell: str, real: Any) -> None:
 def test_infinity_is_what_it_is_in_torch(cell: str, real: Any) -> None:
     y, x = np.array([np.inf, -np.inf, np.inf, -np.inf], real), np.array([0, 0, 1, 1], real)
     np.testing.assert_array_equal(np.isfinite(in_vectors(cell, y, x)[0]), np.isfinite(of_torch(cell, y, x)[0]))
+
+
+# --- behind every activation ---
+
+SHAPES = [host_shape("float32"), host_shape("float64"), Shape("float32", 8, 2, 4), Shape("float64", 8, 2, 2)]
+OUTPUTS = [(cell, name) for cell in CELLS for name in ACTIVATIONS if accepts(cell, name)]
+every_output = pytest.mark.parametrize(("cell", "name"), OUTPUTS)
+
+
+@njit(error_model="numpy")
+def evaluated(shape, cell, a, x, parameter, out):  # a, x (N,), out (3, N)
+    for i in range(0, a.size, lanes_of(shape)):
+        t, da, dx = evaluate(cell, load_vector(shape, a, i), load_vector(shape, x, i), parameter)
+        for part, value in enumerate((t, da, dx)):
+            store_vector(out, part * a.size + i, value)
+
+
+def in_kernel(shape: Shape, cell: Cell, a: Array, x: Array, parameter: float) -> Array:
+    """Return t, dt/da and dt/dx (3, N) of pre-activations as a pass has them; N is a multiple of 16."""
+    out = np.empty((3, a.size), shape.real)
+    evaluated(shape, cell, a.astype(shape.real), x.astype(shape.real), getattr(np, shape.real)(parameter), out)
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every_output
+def test_a_cell_behind_an_activation(cell: str, name: str, shape: Shape) -> None:
+    rng = np.random.default_rng(5)
+    a, x = rng.uniform(-6, 6, 1024).astype(shape.real), rng.uniform(0, 1, 1024).astype(shape.real)
+    found = in_kernel(shape, Cell(name, (), cell, True, False), a, x, 0.3)
+    a, x, activation = a.astype(float), x.astype(float), Activation(name, float(getattr(np, shape.real)(0.3)))
+    y, slope_ = activate(activation, a), slope(activation, a)
+    t, dy, dx = BY_NAME[cell].arrays(y, x, np)
+    eps = np.finfo(shape.real).eps
+    of_y, of_slope = 8 * eps * (np.abs(a) + 1), 4 * eps * (np.abs(x) + np.abs(y) + 1)
+    of_dy = 2 * of_y + of_slope  # second derivatives are at most 2
+    allowed = [np.abs(dy) * of_y + of_y**2 + of_slope, np.abs(slope_) * of_dy + np.abs(dy) * of_y, of_dy]
+    assert (np.abs(found - [t, dy * slope_, dx]) <= np.stack(allowed) + of_dy * of_y).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every_output
+@given(parameter=st.sampled_from([0.01, 0.3, 1.0, 2.0]) | st.floats(0, 100, width=32))
+def test_a_pixel_of_padding_adds_nothing(cell: str, name: str, shape: Shape, parameter: float) -> None:
+    kind = Cell(name, (), cell, True, False)
+    t, da, dx = in_kernel(shape, kind, np.full(16, padding_of(kind)), np.zeros(16), parameter)
+    assert (t == 0).all()
+    assert (da == 0).all()
+    assert np.isfinite(dx).all()  # of weight 0, but not excluded where there are no weights
 
 
 # --- in the fused pass ---

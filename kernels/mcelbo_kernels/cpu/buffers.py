@@ -62,7 +62,7 @@ class Chunk(NamedTuple):
     dx: Array  # (P M, capacity, width)
     dw: Array  # (P M, capacity, width)
     errors: Array  # (capacity,) float64
-    sums: Array  # (tasks, P O (I + 1) width), each task's gradients of a thin layer's weights
+    sums: Array  # (tasks, P O (I + 1) width), each task's gradients of a thin layer's weights, or (tasks, 0)
 
 
 class Scratch(NamedTuple):

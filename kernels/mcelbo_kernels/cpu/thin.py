@@ -141,7 +141,8 @@ def thin_panel(shape, cell, inputs, p, start, stop, chunk, scratch, sums):
         if has_gradient(cell):
             accumulate(scratch.dz, dz, inner(w, da))
             dw = outer(dw, chunk.values, layer[SCALED] + z, da)
-    if has_gradient(cell):
+    # of a layer whose gradients nobody needs there is no room for sums
+    if has_gradient(cell) and sums.size:
         store_tile(sums, p * rows * width, dw)
 
 
