@@ -41,6 +41,11 @@ COLUMNS_OF_A_SUM = 1024
 ROWS_OF_A_SUM = 512
 
 
+@inline
+def panels_of(shape, columns):
+    return -(-columns // width_of(shape))
+
+
 # tile + sum_k left[:, k] panel[k] over `count` columns
 @part
 def add_product(shape, tile, left, start, stride, count, panels, panel):

@@ -7,7 +7,7 @@ import numpy as np
 from mcelbo_kernels.cpu import buffers
 from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
 from mcelbo_kernels.cpu.crew import carry_out
-from mcelbo_kernels.cpu.grid import finish_moments, work
+from mcelbo_kernels.cpu.grid import work
 from mcelbo_kernels.cpu.memory import Workspace
 from mcelbo_kernels.cpu.plan import (
     Layout,
@@ -17,6 +17,7 @@ from mcelbo_kernels.cpu.plan import (
     prepare,
     thread_buffers,
 )
+from mcelbo_kernels.cpu.samples import finish_moments
 from mcelbo_kernels.cpu.shape import host_shape
 from mcelbo_kernels.problem import Array, Gradients, Moments, Need, Problem, check_upstream
 
