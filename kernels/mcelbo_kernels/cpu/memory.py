@@ -45,8 +45,9 @@ class Workspace:
 
     def __exit__(self, *exception: object) -> None:
         """Let another call have as much memory as this one used."""
-        if self._used <= BYTES_KEPT and len(_blocks) < BLOCKS_KEPT:
-            _blocks.append(self._block if self._used <= self._block.size else aligned_block(self._used))
+        if len(_blocks) < BLOCKS_KEPT:
+            more = self._block.size < self._used <= BYTES_KEPT
+            _blocks.append(aligned_block(self._used) if more else self._block)
 
 
 def aligned_block(size: int) -> Array:
