@@ -322,9 +322,10 @@ def test_the_scaling_run_visits_every_axis(tmp_path: Path, capsys: pytest.Captur
     assert "to another core and back" in capsys.readouterr().out
     saved = json.loads((tmp_path / "scaling.json").read_text())
     assert [row["size"] for row in saved["rows"] if (row["axis"], row["output"]) == ("n", "sigmoid")] == [10, 30, 100]
-    both = {(axis, output) for axis in "nBmHd" for output in ("sigmoid", "identity")}
-    assert {(row["axis"], row["output"]) for row in saved["rows"]} >= both
-    assert {row["path"] for row in saved["rows"] if row["output"] == "identity"} == {"grid", "gram"}
+    # so few pixels, or latents, are no matter for a quadratic form
+    paths = {(row["axis"], row["output"], row["path"]) for row in saved["rows"]}
+    assert paths >= {(axis, "identity", "gram") for axis in "nBH"}
+    assert {path for _, output, path in paths if output == "sigmoid"} == {"grid"}
     assert all(row["ms"] > 0 and row["%peak"] > 0 for row in saved["rows"])
     assert len(saved["round_trips"]) == measure.QUICK.rounds
     slopes = json.loads((tmp_path / "scaling-slopes.json").read_text())["rows"]
