@@ -22,7 +22,7 @@ from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import CELLS, Need
 
 LOSSES = ("mean", "none", "bernoulli", "per pixel")  # two reductions of the squared error, two bounds
-B, D, M, N = 4, 2, 6, 3
+B, D, M, N = 4, 5, 6, 3
 SIGMA = torch.linspace(0.5, 2, M)
 
 
