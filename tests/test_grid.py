@@ -271,6 +271,23 @@ def test_an_infinite_pixel_gives_an_infinite_sum() -> None:
     assert np.isfinite(mean[1])
 
 
+def assert_an_infinite_latent_is_saturation(problem: Problem, need: Need) -> None:
+    """An infinite latent is 0 or 1 in a sigmoid's pixels, and nothing beside them: T is finite."""
+    problem.mu[0, 0] = np.inf
+    exact, exact_gradients = reference.value_and_gradients(problem, need)
+    moments, gradients = schedule.value_and_gradients(problem, need)
+    assert np.isfinite(exact.mean).all()
+    np.testing.assert_allclose(moments.mean, exact.mean, rtol=1e-5)
+    for name, array in named(exact_gradients).items():
+        np.testing.assert_allclose(named(gradients)[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("pixels", [20, 33, 64])
+def test_an_infinite_latent(pixels: int) -> None:
+    problem = random_problem(2, 4, pixels, 7)
+    assert_an_infinite_latent_is_saturation(problem, Need.everything(problem))
+
+
 def test_an_empty_batch() -> None:
     problem = random_problem(0, 3, 20, 4)
     moments, gradients = schedule.value_and_gradients(problem, Need.everything(problem))

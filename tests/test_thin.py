@@ -12,13 +12,18 @@ from hypothesis import strategies as st
 
 from mcelbo_kernels import reference
 from mcelbo_kernels.cpu import plan, schedule
-from mcelbo_kernels.cpu.layers import COLUMNS_OF_A_SUM
+from mcelbo_kernels.cpu.layers import COLUMNS_OF_A_SUM, PANELS_OF_A_SUM
 from mcelbo_kernels.cpu.plan import is_thin, lay_out
 from mcelbo_kernels.cpu.shape import Shape, host_shape
-from mcelbo_kernels.cpu.thin import PANELS_OF_A_SUM
 from mcelbo_kernels.problem import Draw, Gradients, Layer, Need, Problem
 from tests.bounds import magnitudes
-from tests.test_grid import assert_gradients, assert_same, random_problem, slack
+from tests.test_grid import (
+    assert_an_infinite_latent_is_saturation,
+    assert_gradients,
+    assert_same,
+    random_problem,
+    slack,
+)
 from tests.torch_twin import named
 
 Array = Any
@@ -214,6 +219,11 @@ def test_nan_and_infinity_show_in_their_datum_alone(bad: float) -> None:
     np.testing.assert_array_equal(np.isfinite(moments.mean), [True, False, True])
     np.testing.assert_array_equal(np.isfinite(gradients.mu).all(1), [True, False, True])
     np.testing.assert_array_equal(np.isfinite(gradients.layers[0][1]), np.arange(41) != 5)
+
+
+@pytest.mark.parametrize("pixels", [20, 33, 64])
+def test_an_infinite_latent(pixels: int) -> None:
+    assert_an_infinite_latent_is_saturation(random_problem(2, 1, pixels, 7), PASSED)
 
 
 def test_an_empty_batch() -> None:

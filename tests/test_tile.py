@@ -14,6 +14,7 @@ from mcelbo_kernels.cpu.tile import (
     accumulate,
     columns_add,
     columns_apart,
+    filled_from,
     load_row,
     load_vector,
     map_tile,
@@ -68,6 +69,11 @@ def mapped(shape, x, factor, out, sums):
 
 
 @njit
+def filled(shape, x, column, out):
+    store_tile(out, 0, filled_from(repeat_row(shape, load_row(shape, x, 0)), column, -2.0))
+
+
+@njit
 def lanes_summed(shape, x):
     return sum_of_lanes(load_vector(shape, x, 1))
 
@@ -116,6 +122,17 @@ def test_functions_of_a_tile(shape: Shape) -> None:
     np.testing.assert_allclose(out, expected, rtol=1e-6)
     by_vector = expected.reshape(shape.rows, shape.columns, shape.lanes).sum(1)
     np.testing.assert_allclose(sums, 1 + by_vector, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_filled_from_leaves_no_trace_of_what_was_there(shape: Shape) -> None:
+    x, out = numbers(shape, shape.width), np.empty((shape.rows, shape.width), shape.real)
+    for column in range(shape.width + 1):
+        x[column:] = np.nan
+        filled(shape, x, column, out)
+        expected = np.where(np.arange(shape.width) < column, x, -2)
+        np.testing.assert_array_equal(out, np.tile(expected, (shape.rows, 1)))
+        x[column:] = numbers(shape, shape.width)[column:]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

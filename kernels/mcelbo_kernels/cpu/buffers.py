@@ -46,7 +46,7 @@ class Inputs(NamedTuple):
     key: Key | SobolKey  # what the noise is drawn from
     num_samples: int
     lowest: int  # the first layer whose da is needed: -1 where dz is
-    padding: float  # the bias of the columns behind the pixels, which are 0 there
+    padding: float  # the pre-activation behind the pixels, which are 0 there
     scale: float  # what the layers' gradients are multiplied with in the end
 
 

@@ -92,8 +92,7 @@ def pack_task(shape, cell, inputs, task, chunk):
         layer = inputs.layers[index]
         panels = panels_of(shape, layer[OUTPUTS])
         if task < panels:
-            padding = inputs.padding if index == inputs.layers.shape[0] - 1 else 0.0
-            pack_outputs(shape, layer, task, chunk.weights, padding)
+            pack_outputs(shape, layer, task, chunk.weights)
             return
         task -= panels
         passed = has_gradient(cell) and inputs.lowest < index < inputs.layers.shape[0] - is_whole(cell)

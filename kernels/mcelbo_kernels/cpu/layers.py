@@ -17,6 +17,7 @@ from mcelbo_kernels.cpu.tile import (
     accumulate,
     columns_add,
     columns_apart,
+    filled_from,
     load_row,
     load_tile,
     load_vector,
@@ -85,7 +86,7 @@ def hidden_forward(shape, cell, inputs, index, start, tiles, chunk, scratch):
     layer, after = inputs.layers[index], inputs.layers[index + 1]
     rows, width, lanes, capacity = rows_of(shape), width_of(shape), lanes_of(shape), chunk.datum.size
     count, stride, parameter = layer[INPUTS], capacity * width, inputs.parameters[index]
-    for p in range(-(-layer[OUTPUTS] // width)):
+    for p in range(panels_of(shape, layer[OUTPUTS])):
         panel = layer[PANELS] + p * (count + 1) * width
         for t in range(tiles):
             row = start + t * rows
@@ -126,6 +127,15 @@ def cell_vector(a, r, c, shape, cell, inputs, chunk, row, pixel, place, beside):
     return t
 
 
+# a, with what adds nothing in the columns behind the pixels: 0 times an infinite h would be NaN there
+@part
+def without_padding(shape, inputs, a, p):
+    pixels = inputs.layers[inputs.layers.shape[0] - 1, OUTPUTS] - p * width_of(shape)
+    if pixels < width_of(shape):
+        a = filled_from(a, pixels, inputs.padding)
+    return a
+
+
 # errors[row] += partial[r], which starts again from zero
 @part
 def flush_errors(shape, start, tiles, chunk, scratch):
@@ -149,6 +159,7 @@ def last_forward(shape, cell, inputs, start, tiles, chunk, scratch):
             row = start + t * rows
             a = repeat_row(shape, load_row(shape, chunk.weights, panel + count * width))
             a = add_product(shape, a, chunk.values, layer[LEFT] + row * width, stride, count, chunk.weights, panel)
+            a = without_padding(shape, inputs, a, p)
             beside = (p * capacity + row) * width
             errors = row_sums(
                 cell_vector, a, (shape, cell, inputs, chunk, row, p * width, layer[OUTPUT] + beside, beside)
@@ -173,7 +184,7 @@ def backward(shape, cell, inputs, index, start, tiles, chunk, scratch):
     layer = inputs.layers[index]
     rows, width, capacity = rows_of(shape), width_of(shape), chunk.datum.size
     count, stride = layer[OUTPUTS], capacity * width
-    for p in range(-(-layer[INPUTS] // width)):
+    for p in range(panels_of(shape, layer[INPUTS])):
         panel = layer[TRANSPOSED] + p * count * width
         for t in range(tiles):
             row = start + t * rows

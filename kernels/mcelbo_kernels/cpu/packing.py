@@ -39,9 +39,9 @@ def array_at(typing: Any, like: Any, address: Any) -> Any:
     return like(like, types.intp), code
 
 
-# panel[k, j] = W[first + j, k],   panel[I, j] = c[first + j]; behind the outputs 0 and the bias `padding`
+# panel[k, j] = W[first + j, k],   panel[I, j] = c[first + j]; behind the outputs 0
 @linked
-def pack_outputs(shape, layer, p, weights, padding):
+def pack_outputs(shape, layer, p, weights):
     width, lanes, inputs, outputs = width_of(shape), lanes_of(shape), layer[INPUTS], layer[OUTPUTS]
     weight, bias = array_at(weights, layer[WEIGHT]), array_at(weights, layer[BIAS])
     panel = layer[PANELS] + p * (inputs + 1) * width
@@ -55,7 +55,7 @@ def pack_outputs(shape, layer, p, weights, padding):
             there = o + j < outputs
             for k in range(whole, inputs):
                 weights[panel + k * width + first + j] = weight[(o + j) * inputs + k] if there else 0
-            weights[panel + inputs * width + first + j] = bias[o + j] if there else padding
+            weights[panel + inputs * width + first + j] = bias[o + j] if there else 0
 
 
 # panel[o, j] = W[o, first + j]

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from mcelbo_kernels._compile import inline, linked
 from mcelbo_kernels.cpu.buffers import LEFT, PANELS, SCALED, TOTAL
 from mcelbo_kernels.cpu.cell import has_gradient, only_where
-from mcelbo_kernels.cpu.layers import flush_errors, pixels_of
+from mcelbo_kernels.cpu.layers import PANELS_OF_A_SUM, flush_errors, pixels_of, without_padding
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
 from mcelbo_kernels.cpu.tile import (
     Tile,
@@ -37,9 +37,6 @@ from mcelbo_kernels.cpu.tile import (
     zero_vector,
 )
 from mcelbo_kernels.numerics.lanes import call_intrinsic, splat, sum_of_lanes
-
-# T is summed in the problem's precision over so many panels, then added to a float64 total; so is dz.
-PANELS_OF_A_SUM = 64
 
 
 def scalars(builder: ir.IRBuilder, tile: Tile, address: ir.Value) -> list[ir.Value]:
@@ -135,7 +132,7 @@ def thin_panel(shape, cell, inputs, p, start, stop, chunk, scratch, sums):
     w, dw = load_tile(shape, chunk.weights, layer[PANELS] + p * rows * width), zero_tile(shape)
     for q in range(start, stop):
         z, error, dz = q * width, (q - start) * lanes, (q - start) * (rows - 1) * lanes
-        a = combine(w, chunk.values, layer[LEFT] + z)
+        a = without_padding(shape, inputs, combine(w, chunk.values, layer[LEFT] + z), p)
         t, da = sum_and_map(error_and_slope, a, (shape, cell, inputs, chunk.datum[q], p * width))
         store_vector(scratch.partial, error, load_vector(shape, scratch.partial, error) + t)
         if has_gradient(cell):

@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_model
 
-from mcelbo_kernels.numerics.lanes import INT64, LlvmValueModel, Vector, call_intrinsic, splat
+from mcelbo_kernels.numerics.lanes import INT64, LlvmValueModel, Vector, call_intrinsic, converted, splat
 
 
 class Tile(types.Type):
@@ -276,6 +276,25 @@ def caller(typing: Any, function: Any, tile: Tile, arguments: Any) -> tuple[Any,
         return compiled(builder, (vector, INT64(r), INT64(c), *rest))
 
     return signature.return_type, call
+
+
+@intrinsic
+def filled_from(typing: Any, tile: Any, column: Any, value: Any) -> Any:
+    """Return the tile with `value` in the columns of scalars from `column` on, whatever was there."""
+    lanes = tile.vector.lanes
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        filled, first, scalar = arguments
+        vector = converted(builder, scalar, value, tile.vector)
+        bound = splat(builder, first, lanes)
+        for i in range(tile.rows * tile.columns):
+            start = i % tile.columns * lanes
+            places = ir.Constant(ir.VectorType(INT64, lanes), list(range(start, start + lanes)))
+            kept = builder.icmp_signed("<", places, bound)
+            filled = builder.insert_value(filled, builder.select(kept, builder.extract_value(filled, i), vector), i)
+        return filled
+
+    return tile(tile, types.intp, value), code
 
 
 # Vector by vector, depth first: operation by operation over the whole tile it would spill.
