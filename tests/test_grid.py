@@ -126,6 +126,7 @@ def hidden_problem(name: str, real: Any) -> Problem:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation(name: str, real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # one kernel for a decoder of them all, of which each problem takes one
+    monkeypatch.setattr(memory, "_left", {})
     monkeypatch.setattr(plan, "Cell", lambda output, hidden, *fields: Cell(output, ACTIVATIONS, *fields))
     problem = hidden_problem(name, real)
     upstream = np.random.default_rng(0).standard_normal((3, 29)).astype(real)
@@ -144,7 +145,7 @@ def test_what_nobody_needs_is_left_out_and_changes_nothing(problem: Problem, dat
     )
     moments, some = schedule.value_and_gradients(problem, need)
     everything = Need.everything(problem)
-    if plan.is_thin(problem, need, schedule.host_shape(problem.x.dtype.name)):
+    if plan.is_thin(plan.kind_of(problem, need, schedule.host_shape(problem.x.dtype.name))):
         # another pass, which sums in another order
         everything = everything._replace(x=False, weight=False)
     all_moments, every = schedule.value_and_gradients(problem, everything)
@@ -171,6 +172,7 @@ def test_other_machines_tiles(tile: Shape, problem: Problem) -> None:
 @pytest.mark.parametrize("rows", [1, 12, 100])
 def test_length_of_a_chunk(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(3, 5, 33, 67)
+    monkeypatch.setattr(memory, "_left", {})
     monkeypatch.setattr(plan, "ROWS_OF_A_CHUNK", rows)
     upstream = np.full((3, 67), 1 / 67)
     assert_gradients(schedule.value_and_gradients(problem, Need.everything(problem))[1], problem, upstream)
@@ -328,7 +330,8 @@ def test_beside_one_large_sample_only_those_of_its_own_sum_are_lost() -> None:
     # all slopes are -1/2: the samples are 0, sigmoid is 1/2 there and every pixel 1 more
     layer.weight[:], layer.bias[:], problem.mu[:], problem.logvar[:], problem.x[:] = 1, 0, 0, -np.inf, 1.5
     need = Need.everything(problem)
-    assert plan.lay_out(problem, need, None, schedule.host_shape("float32"), problem.cell).capacity > 4 * ROWS_OF_A_SUM
+    kind = plan.kind_of(problem, need, schedule.host_shape("float32"))
+    assert plan.lay_out(kind).capacity > 4 * ROWS_OF_A_SUM
     upstream = np.ones((1, n), np.float32)
     upstream[0, 0] = 2**26
     found = schedule.gradients(problem, upstream, need)
@@ -356,8 +359,7 @@ def test_more_than_two_to_the_31_cells() -> None:
 def peak_allocation(problem: Problem, need: Need) -> int:
     """Bytes that a call has allocated at most, at a time, where none before it left any behind."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "_blocks", [])
-        patch.setattr(memory, "BLOCKS_KEPT", 0)
+        patch.setattr(memory, "_left", {})
         tracemalloc.start()
         try:
             schedule.value_and_gradients(problem, need)
@@ -372,7 +374,7 @@ def test_memory_does_not_grow_with_the_samples(x: bool) -> None:
     problems = [random_problem(4, 2, 784, n) for n in (10_000, 100_000)]
     need = Need.everything(problems[0])._replace(x=x)
     shape = schedule.host_shape("float32")
-    few, many = (plan.lay_out(problem, need, None, shape, problem.cell) for problem in problems)
+    few, many = (plan.lay_out(plan.kind_of(problem, need, shape)) for problem in problems)
     assert few.capacity == many.capacity
     schedule.value_and_gradients(random_problem(4, 2, 784, 600), need)
     peaks = [peak_allocation(problem, need) for problem in problems]

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from threading import Barrier
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from mcelbo_kernels.cpu import gram, memory, plan, schedule
 from mcelbo_kernels.cpu.memory import CACHE_LINE, Workspace
 from mcelbo_kernels.problem import Need, Problem
 from tests.strategies import upstreams
-from tests.test_gram import quadratic
+from tests.test_gram import quadratic, well_fitted
 from tests.test_grid import assert_same, deep_problem, one_layer, random_problem, stacks
 from tests.test_thin import WIDE, weighted_problem
 from tests.torch_twin import named
@@ -82,7 +81,8 @@ def guarded(call: Callable[[Problem], Any], problem: Problem, pattern: int) -> A
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "Workspace", Guarded)
+        patch.setattr(memory, "_left", {})
+        patch.setattr(plan, "Workspace", Guarded)
         patch.setattr(schedule, "layer_gradients", layer_gradients)
         patch.setattr(schedule, "WORTH_A_HELPER", 0)
         found = call(fence.problem(problem))
@@ -172,7 +172,7 @@ def test_the_pass_over_few_latents_keeps_to_its_arrays(
     g = np.random.default_rng(n).standard_normal((batch, n)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "host_shape", lambda real: WIDE)
-        assert plan.is_thin(problem, need, WIDE)
+        assert plan.is_thin(plan.kind_of(problem, need, WIDE))
         if upstream:
             assert_confined(lambda problem: schedule.gradients(problem, g, need, threads), problem)
         else:
@@ -185,19 +185,26 @@ def test_the_quadratic_form_keeps_to_its_arrays(data: st.DataObject, problem: Pr
     assert_confined(lambda problem: gram.value_and_gradients(problem, need, threads), problem)
 
 
-# --- the blocks themselves ---
+# --- from one call to the next ---
 
 
 @pytest.fixture
-def blocks(monkeypatch: pytest.MonkeyPatch) -> list[Array]:
-    """The blocks that calls leave behind; none yet."""
-    found: list[Array] = []
-    monkeypatch.setattr(memory, "_blocks", found)
+def left(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """What calls leave behind; nothing yet."""
+    found: dict[Any, Any] = {}
+    monkeypatch.setattr(memory, "_left", found)
     return found
 
 
 def address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
+
+
+def arrays_of(buffers: Any) -> list[Array]:
+    """All arrays of a plan."""
+    if isinstance(buffers, np.ndarray):
+        return [buffers]
+    return [array for part in buffers for array in arrays_of(part)] if isinstance(buffers, tuple) else []
 
 
 SIZES = st.lists(
@@ -209,92 +216,122 @@ SIZES = st.lists(
 )
 
 
-@given(calls=st.lists(SIZES, min_size=1, max_size=4))
-def test_arrays_begin_on_cache_lines_and_never_overlap(calls: list[list[tuple[tuple[int, ...], Any]]]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "_blocks", [])
-        for sizes in calls:
-            with Workspace() as workspace:
-                arrays = [workspace.take(shape, dtype) for shape, dtype in sizes]
-                for array, (shape, dtype) in zip(arrays, sizes, strict=True):
-                    assert (array.shape, array.dtype) == (shape, dtype)
-                    assert array.flags.c_contiguous
-                    assert array.flags.writeable
-                    assert not array.nbytes or not address(array) % CACHE_LINE
-                spans = sorted((address(array), array.nbytes) for array in arrays if array.nbytes)
-                assert all(one + size <= other for (one, size), (other, _) in pairwise(spans))
+@given(sizes=SIZES)
+def test_arrays_begin_on_cache_lines_and_never_overlap(sizes: list[tuple[tuple[int, ...], Any]]) -> None:
+    workspace = Workspace()
+    arrays = [workspace.take(shape, dtype) for shape, dtype in sizes]
+    for array, (shape, dtype) in zip(arrays, sizes, strict=True):
+        assert (array.shape, array.dtype) == (shape, dtype)
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
+        assert not array.nbytes or not address(array) % CACHE_LINE
+    spans = sorted((address(array), array.nbytes) for array in arrays if array.nbytes)
+    assert all(one + size <= other for (one, size), (other, _) in pairwise(spans))
+    assert workspace.nbytes == sum(array.nbytes for array in arrays)
 
 
-def test_zeros_are_zeros_whatever_was_there(blocks: list[Array]) -> None:
-    for _ in range(2):
-        with Workspace() as workspace:
-            array = workspace.zeros((5, 7))
-            assert not array.any()
-            array.fill(np.nan)
+def test_zeros_are_zeros_whatever_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "aligned_block", lambda size: np.full(size, 0xFF, np.uint8))
+    assert np.isnan(Workspace().take((5, 7))).all()
+    assert not Workspace().zeros((5, 7)).any()
 
 
-def test_the_next_call_gets_the_memory_of_the_last(blocks: list[Array]) -> None:
-    with Workspace() as workspace:
-        workspace.take((100,))
-        workspace.take((3,), np.dtype(np.float32))
-    (block,) = blocks
-    assert block.size == 800 + 32 + 64  # whole cache lines
-    with Workspace() as workspace:
-        assert not blocks
-        again = workspace.take((100,)), workspace.take((3,), np.dtype(np.float32))
-        assert all(np.shares_memory(array, block) for array in again)
-        more = workspace.take((1000,))
-        assert not np.shares_memory(more, block)
-    # the call after it will find room for all
-    assert [left.size for left in blocks] == [896 + 8000]
-    with Workspace() as workspace:
-        workspace.take((1,))
-    assert [left.size for left in blocks] == [896 + 8000]
+class Block(NamedTuple):
+    """Buffers of a size."""
+
+    nbytes: int
+    number: int = 0
 
 
-def test_no_more_is_left_behind_than_is_allowed(blocks: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "BYTES_KEPT", 1024)
-    for size, kept in ((128, 1024), (129, 0)):
-        blocks.clear()
-        with Workspace() as workspace:
-            workspace.take((size,))
-        assert [block.size for block in blocks] == [kept]
-    blocks.clear()
-    open_calls = [Workspace().__enter__() for _ in range(memory.BLOCKS_KEPT + 2)]
-    for workspace in open_calls:
-        workspace.take((8,))
-        workspace.__exit__()
-    assert len(blocks) == memory.BLOCKS_KEPT
+def never() -> Block:
+    raise AssertionError("there was something to take")
 
 
-def test_a_call_that_fails_leaves_its_memory_too(blocks: list[Array]) -> None:
-    def fail() -> None:
-        with Workspace() as workspace:
-            workspace.take((8,))
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert len(blocks) == 1
+def test_what_is_left_goes_to_one_call_of_its_kind(left: dict[Any, Any]) -> None:
+    memory.leave("one", Block(8))
+    assert memory.take("another", lambda: Block(8, 1)) == Block(8, 1)
+    assert memory.take("one", never) == Block(8)
+    assert memory.take("one", lambda: Block(8, 2)) == Block(8, 2)
 
 
-def test_calls_at_the_same_time_share_no_block(blocks: list[Array]) -> None:
-    callers, barrier = 6, Barrier(6)
+def test_what_has_waited_longest_is_dropped_first(left: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "KINDS_KEPT", 3)
+    monkeypatch.setattr(memory, "BYTES_KEPT", 100)
+    for kind in "abcd":
+        memory.leave(kind, Block(10))
+    assert list(left) == ["b", "c", "d"]
+    memory.leave("b", memory.take("b", never))
+    assert list(left) == ["c", "d", "b"]
+    memory.leave("e", Block(90))
+    assert list(left) == ["b", "e"]
+    memory.leave("f", Block(101))
+    assert list(left) == ["b", "e"]
+    memory.leave("f", Block(100))
+    assert list(left) == ["f"]
 
-    def mine_alone(number: int) -> bool:
-        for _ in range(200):
-            with Workspace() as workspace:
-                array = workspace.take((64,))
-                array.fill(number)
-                if not _ % 50:
-                    barrier.wait(timeout=60)
-                if not (array == number).all():
-                    return False
-        return True
 
-    with ThreadPoolExecutor(callers) as pool:
-        assert all(pool.map(mine_alone, range(callers)))
-    assert len({address(block) for block in blocks}) == len(blocks)
+def test_a_plan_counts_its_bytes(left: dict[Any, Any]) -> None:
+    problem = deep_problem(weight=np.ones((1, 70), np.float32))
+    schedule.value_and_gradients(problem, Need.everything(problem))
+    (plan_,) = left.values()
+    without_tables = sum(array.nbytes for array in arrays_of(plan_)) - plan_.layout.layers.nbytes
+    assert plan_.nbytes == without_tables - plan_.parameters.nbytes
+
+
+def spoiled(problem: Problem) -> Problem:
+    """A problem of the same kind of which nothing is a number."""
+    return replace(problem, **{name: np.full_like(getattr(problem, name), np.nan) for name in ("x", "mu", "logvar")})
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [random_problem(3, 5, 33, 67), weighted_problem(3, 2, 41, 67), deep_problem()],
+    ids=["one layer", "few latents", "deep"],
+)
+def test_nothing_of_a_call_reaches_the_next_of_its_kind(problem: Problem, left: dict[Any, Any]) -> None:
+    n = problem.draw.num_samples
+    upstream = np.random.default_rng(0).standard_normal((len(problem.x), n)).astype(np.float32)
+    every = Need.everything(problem)
+    few = every._replace(x=False, weight=False)
+    calls: tuple[Callable[[Problem, Array], Any], ...] = (
+        lambda problem, upstream: schedule.value_and_gradients(problem, every),
+        lambda problem, upstream: schedule.value_and_gradients(problem, few),
+        lambda problem, upstream: schedule.gradients(problem, upstream, few),
+        lambda problem, upstream: schedule.errors(problem),
+    )
+    for call in calls:
+        left.clear()
+        fresh = flat(call(problem, upstream))
+        call(spoiled(problem), np.full_like(upstream, np.nan))
+        assert len(left) == 1
+        for one, other in zip(fresh, flat(call(problem, upstream)), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_quadratic_form_meets_nothing_of_the_last(left: dict[Any, Any]) -> None:
+    for hidden in (None, 7):
+        left.clear()
+        problem = well_fitted(np.float32, hidden)
+        need = Need.everything(problem)
+        fresh = flat(gram.value_and_gradients(problem, need))
+        gram.value_and_gradients(spoiled(problem), need)
+        assert len(left) == 1
+        for one, other in zip(fresh, flat(gram.value_and_gradients(problem, need)), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_call_that_is_interrupted_leaves_nothing(left: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    problem = random_problem(3, 5, 33, 67)
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "work", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            schedule.errors(problem)
+    assert not left
+    schedule.errors(problem)
+    assert len(left) == 1
 
 
 def test_results_at_the_same_time_are_those_one_after_another() -> None:
@@ -313,12 +350,12 @@ def test_results_at_the_same_time_are_those_one_after_another() -> None:
         list(pool.map(often, range(6)))
 
 
-def test_results_outlive_the_memory_that_they_were_computed_in(blocks: list[Array]) -> None:
+def test_results_outlive_the_memory_that_they_were_computed_in(left: dict[Any, Any]) -> None:
     problem = random_problem(3, 5, 33, 67)
     found = schedule.value_and_gradients(problem, Need.everything(problem))
     kept = [array.copy() for array in flat(found)]
-    (block,) = blocks
-    assert not any(np.shares_memory(array, block) for array in flat(found))
-    block.fill(0xFF)
+    for buffer in arrays_of(next(iter(left.values()))):
+        assert not any(np.shares_memory(array, buffer) for array in flat(found))
+        buffer.fill(0)
     for array, copy in zip(flat(found), kept, strict=True):
         np.testing.assert_array_equal(array, copy)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcelbo_kernels import reference
-from mcelbo_kernels.cpu import plan, schedule
+from mcelbo_kernels.cpu import memory, plan, schedule
 from mcelbo_kernels.cpu.layers import COLUMNS_OF_A_SUM, PANELS_OF_A_SUM
-from mcelbo_kernels.cpu.plan import is_thin, lay_out
+from mcelbo_kernels.cpu.plan import is_thin, kind_of, lay_out
 from mcelbo_kernels.cpu.shape import Shape, host_shape
 from mcelbo_kernels.problem import Draw, Gradients, Layer, Need, Problem
 from tests.bounds import magnitudes
@@ -60,12 +60,12 @@ def random_upstream(problem: Problem) -> Array:
 
 
 def chosen(problem: Problem, need: Need = PASSED) -> bool:
-    return is_thin(problem, need, schedule.host_shape(problem.x.dtype.name))
+    return is_thin(kind_of(problem, need, schedule.host_shape(problem.x.dtype.name)))
 
 
 def chunks_and_tasks(problem: Problem) -> tuple[int, int]:
     """How many chunks there are, and how many tasks each has."""
-    layout = lay_out(problem, PASSED, None, schedule.host_shape(problem.x.dtype.name), problem.cell)
+    layout = lay_out(kind_of(problem, PASSED, schedule.host_shape(problem.x.dtype.name)))
     return -(-len(problem.x) * problem.draw.num_samples // layout.capacity), layout.tasks
 
 
@@ -138,6 +138,7 @@ def test_beside_one_large_term_only_those_of_its_own_sum_are_lost(x: bool) -> No
 
 
 def test_many_chunks_and_tasks(latent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_left", {})
     monkeypatch.setattr(plan, "TASKS_OF_A_THIN_CHUNK", 4)
     monkeypatch.setattr(plan, "BYTES_OF_A_THIN_TASK", 4 << 10)
     problem = weighted_problem(3, latent, 41, 501, shared=False)
@@ -151,6 +152,7 @@ def test_cuts_change_sums_by_rounding_alone(latent: int, monkeypatch: pytest.Mon
     problem = weighted_problem(3, latent, 41, 501)
     whole, gradients = schedule.value_and_gradients(problem, PASSED)
     errors = schedule.errors(problem)
+    monkeypatch.setattr(memory, "_left", {})
     monkeypatch.setattr(plan, "TASKS_OF_A_THIN_CHUNK", 2)
     monkeypatch.setattr(plan, "BYTES_OF_A_THIN_TASK", 1)
     assert chunks_and_tasks(problem)[0] > 9
@@ -242,9 +244,9 @@ def test_where_it_is_chosen(lanes: int, itemsize: int, most: int) -> None:
     for latent in range(6):
         problem = random_problem(2, latent, 20, 4, real=real.type) if latent else without_latents(real)
         for need in (PASSED, NOTHING, PASSED._replace(logvar=False)):
-            assert is_thin(problem, need, shape) == (1 <= latent <= most)
+            assert is_thin(kind_of(problem, need, shape)) == (1 <= latent <= most)
         for need in (PASSED._replace(x=True), PASSED._replace(weight=True)):
-            assert not is_thin(problem, need, shape)
+            assert not is_thin(kind_of(problem, need, shape))
 
 
 def without_latents(real: Any) -> Problem:

@@ -69,7 +69,8 @@ def row_task(shape, cell, inputs, task, first, start, stop, chunk, scratch):
 
 @part
 def panel_task(shape, cell, inputs, task, rows, first, count, chunk, scratch, totals):
-    for index in range(inputs.layers.shape[0]):
+    # the last layer's are the longest as a rule, and those that come last should be short
+    for index in range(inputs.layers.shape[0] - 1, -1, -1):
         layer = inputs.layers[index]
         panels = panels_of(shape, layer[OUTPUTS])
         if task < panels:

@@ -1,40 +1,71 @@
-"""Memory that one call leaves to the next: fetched anew from the system, its pages cost more than a pass over them."""
+"""Memory that one call leaves to the next of its kind: fetched anew from the system, its pages cost more than a pass.
+
+Nor does a small call have the time to make some twenty arrays.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
 from mcelbo_kernels.problem import Array
 
 CACHE_LINE = 64
-# What is left behind at most: a block for each of a few calls at a time, none of them beyond the larger decoders.
-BLOCKS_KEPT = 4
+# What is left behind at most: the buffers of a few kinds of call, and no more than the larger decoders need.
+KINDS_KEPT = 8
 BYTES_KEPT = 64 << 20
 FLOAT64 = np.dtype(np.float64)
 
-_blocks: list[Array] = []
+
+class Sized(Protocol):
+    """What can be left behind."""
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory it holds."""
+
+
+Buffers = TypeVar("Buffers", bound=Sized)
+
+# By kind, in the order in which they were left. Each operation on it is atomic, so that calls need no lock.
+_left: dict[Hashable, Sized] = {}
+
+
+def take(kind: Hashable, make: Callable[[], Buffers]) -> Buffers:
+    """Return what a call of this kind left behind, which nobody else gets then, or else what `make` makes."""
+    found = _left.pop(kind, None)
+    return make() if found is None else cast(Buffers, found)
+
+
+def leave(kind: Hashable, buffers: Sized) -> None:
+    """Leave buffers to the next call of this kind, and drop those that have waited longest if it is too much."""
+    if buffers.nbytes > BYTES_KEPT:
+        return
+    _left[kind] = buffers
+    waiting = list(_left.items())
+    while len(waiting) > KINDS_KEPT or sum(others.nbytes for _, others in waiting) > BYTES_KEPT:
+        _left.pop(waiting.pop(0)[0], None)
 
 
 class Workspace:
-    """What a call may write to until it leaves; its arrays must not outlive it."""
+    """Makes the arrays of a kind of call.
 
-    def __enter__(self) -> Workspace:
-        try:
-            self._block = _blocks.pop()
-        except IndexError:
-            self._block = aligned_block(0)
-        self._used = 0
-        return self
+    Attributes
+    ----------
+    nbytes : int
+        How much memory they hold.
+    """
+
+    def __init__(self) -> None:
+        self.nbytes = 0
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any] = FLOAT64) -> Array:
         """Return uninitialised memory that starts on a cache line, so that no vector straddles two."""
-        start, size = self._used, math.prod(shape) * dtype.itemsize
-        self._used = start + size + -size % CACHE_LINE
-        if self._used <= self._block.size:
-            return np.ndarray(shape, dtype, self._block, start)
+        size = math.prod(shape) * dtype.itemsize
+        self.nbytes += size
         return np.ndarray(shape, dtype, aligned_block(size))
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any] = FLOAT64) -> Array:
@@ -42,12 +73,6 @@ class Workspace:
         array = self.take(shape, dtype)
         array.fill(0)
         return array
-
-    def __exit__(self, *exception: object) -> None:
-        """Let another call have as much memory as this one used."""
-        if len(_blocks) < BLOCKS_KEPT:
-            more = self._block.size < self._used <= BYTES_KEPT
-            _blocks.append(aligned_block(self._used) if more else self._block)
 
 
 def aligned_block(size: int) -> Array:

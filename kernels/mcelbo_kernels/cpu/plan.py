@@ -1,8 +1,8 @@
-"""How a problem is laid out for a pass: what is compiled, padding, offsets, buffers as long as a chunk."""
+"""How a kind of call is carried out: what is compiled, padding, offsets, buffers as long as a chunk."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from mcelbo_kernels.cpu.cell import QUADRATIC, Cell, padding_of
 from mcelbo_kernels.cpu.memory import Workspace
 from mcelbo_kernels.cpu.noise import key_of
 from mcelbo_kernels.cpu.shape import Shape
-from mcelbo_kernels.problem import Array, Need, Problem
+from mcelbo_kernels.problem import Activation, Array, Need, Problem
 
 # A chunk is long enough that the weight gradients' sums, kept in registers, are moved seldom, and short enough for the
 # cache. Both depend on the problem alone, so that results do not change with the machine's load or threads.
@@ -23,13 +23,72 @@ BYTES_OF_A_CHUNK = 4 << 20
 # chunk has some for every thread.
 TILES_OF_A_TASK = 8
 MULTIPLICATIONS_OF_A_TASK = 1 << 20
-TASKS_OF_A_CHUNK = 8
+TASKS_OF_A_CHUNK = 24
 # A layer is thin if its weights and their gradients leave room in the registers, which are as many as the lanes of one
 # or more. A thin task's sums stay in the nearest cache.
 LANES_OF_A_THIN_LATENT = 4
 BYTES_OF_A_THIN_TASK = 24 << 10
 TASKS_OF_A_THIN_CHUNK = 32
 INT64 = np.dtype(np.int64)
+
+
+class Kind(NamedTuple):
+    """All that buffers depend on: a problem without its numbers, and what is asked about it."""
+
+    tile: Shape
+    likelihood: str
+    batch: int
+    latent: int
+    pixels: int
+    samples: int
+    layers: tuple[tuple[tuple[int, ...], Activation], ...]  # the shapes (outputs, inputs) and what follows them
+    weights: int  # how many data have pixel weights: 0 without any, 1 where they are shared
+    need: Need
+    upstream: bool
+    centre: bool
+    threads: int
+
+    @property
+    def real(self) -> np.dtype[Any]:
+        """The precision of the problem."""
+        return np.dtype(self.tile.real)
+
+    @property
+    def gradient(self) -> bool:
+        """Whether any gradient is needed."""
+        need = self.need
+        return need.x or need.weight or need.mu or need.logvar or any(map(any, need.layers))
+
+    @property
+    def rows(self) -> int:
+        """Samples of all data."""
+        return self.batch * self.samples
+
+
+def kind_of(
+    problem: Problem,
+    need: Need,
+    tile: Shape,
+    likelihood: str | None = None,
+    upstream: Array | None = None,
+    centre: Array | None = None,
+    threads: int = 1,
+) -> Kind:
+    """Describe a call."""
+    return Kind(
+        tile,
+        likelihood or problem.cell,
+        len(problem.x),
+        problem.mu.shape[1],
+        problem.x.shape[1],
+        problem.draw.num_samples,
+        tuple([(layer.weight.shape, layer.activation) for layer in problem.layers]),
+        0 if problem.weight is None else len(problem.weight),
+        need,
+        upstream is not None,
+        centre is not None,
+        threads,
+    )
 
 
 class Layout(NamedTuple):
@@ -46,23 +105,23 @@ class Layout(NamedTuple):
     totals: int
 
 
-def lay_out(problem: Problem, need: Need, upstream: Array | None, shape: Shape, likelihood: str) -> Layout:
+def lay_out(kind: Kind) -> Layout:
     """Choose what is compiled, how long a chunk is, and where each layer's numbers lie."""
-    *hidden, output = (layer.activation.name for layer in problem.layers)
-    weighted = (problem.weight is not None or need.x) and likelihood != QUADRATIC
-    gradient = any((need.x, need.weight, need.mu, need.logvar)) or any(map(any, need.layers))
-    thin = is_thin(problem, need, shape) and likelihood != QUADRATIC
-    cell = Cell(output, tuple(dict.fromkeys(hidden)), likelihood, gradient, weighted, thin)
+    shape, need, gradient = kind.tile, kind.need, kind.gradient
+    *hidden, output = (activation.name for _, activation in kind.layers)
+    weighted = (kind.weights > 0 or need.x) and kind.likelihood != QUADRATIC
+    thin = is_thin(kind)
+    cell = Cell(output, tuple(dict.fromkeys(hidden)), kind.likelihood, gradient, weighted, thin)
     if thin:
-        shape = Shape(shape.real, problem.mu.shape[1] + 1, shape.columns, shape.lanes)
+        shape = Shape(shape.real, kind.latent + 1, shape.columns, shape.lanes)
 
     def round_up(size: int) -> int:
         return -(-size // shape.width) * shape.width
 
-    sizes = [layer.weight.shape for layer in problem.layers]
+    sizes = [size for size, _ in kind.layers]
     columns = [(round_up(outputs), round_up(inputs + 1)) for outputs, inputs in sizes]
-    capacity, tiles = thin_chunk(problem, shape) if thin else chunk(problem, need, gradient, columns, shape)
-    table = np.zeros((len(problem.layers), buffers.FIELDS), np.int64)
+    capacity, tiles = thin_chunk(kind, shape) if thin else chunk(kind, columns)
+    table = np.zeros((len(sizes), buffers.FIELDS), np.int64)
     weights = values = totals = 0
     for row, size, (outputs, inputs), needed in zip(table, sizes, columns, need.layers, strict=True):
         row[buffers.OUTPUTS], row[buffers.INPUTS] = size
@@ -75,9 +134,9 @@ def lay_out(problem: Problem, need: Need, upstream: Array | None, shape: Shape, 
         if any(needed):
             row[buffers.TOTAL], totals = totals, totals + outputs * (size[1] + 1)
     if thin:
-        table[0, buffers.SCALED] = table[0, buffers.LEFT] if upstream is None else values
-        values += 0 if upstream is None else columns[0][1] * capacity
-    if likelihood == QUADRATIC:
+        table[0, buffers.SCALED] = values if kind.upstream else table[0, buffers.LEFT]
+        values += columns[0][1] * capacity if kind.upstream else 0
+    if kind.likelihood == QUADRATIC:
         table[-1, buffers.OUTPUT] = table[-1, buffers.LEFT]
     for row, name in zip(table, hidden, strict=False):
         row[buffers.ACTIVATION] = cell.hidden.index(name)
@@ -85,67 +144,73 @@ def lay_out(problem: Problem, need: Need, upstream: Array | None, shape: Shape, 
     return Layout(shape, cell, table, capacity, tiles, tasks, weights, values, totals)
 
 
-def is_thin(problem: Problem, need: Need, shape: Shape) -> bool:
+def is_thin(kind: Kind) -> bool:
     """Tell whether `thin` passes over the decoder: its tasks' sums must not outgrow a chunk."""
-    latents, pixels = problem.mu.shape[1], problem.x.shape[1]
-    sums = (latents + 1) * pixels * TASKS_OF_A_THIN_CHUNK * problem.x.itemsize
-    few = 1 <= latents <= shape.lanes // LANES_OF_A_THIN_LATENT and sums <= BYTES_OF_A_CHUNK
-    return len(problem.layers) == 1 and few and not (need.x or need.weight)
+    sums = (kind.latent + 1) * kind.pixels * TASKS_OF_A_THIN_CHUNK * kind.real.itemsize
+    few = 1 <= kind.latent <= kind.tile.lanes // LANES_OF_A_THIN_LATENT and sums <= BYTES_OF_A_CHUNK
+    simple = len(kind.layers) == 1 and kind.likelihood != QUADRATIC
+    return few and simple and not (kind.need.x or kind.need.weight)
 
 
-def thin_chunk(problem: Problem, shape: Shape) -> tuple[int, int]:
+def thin_chunk(kind: Kind, shape: Shape) -> tuple[int, int]:
     """Return the rows of a thin chunk, and the tiles of its tasks."""
-    tiles = max(1, BYTES_OF_A_THIN_TASK // (shape.rows * shape.rows * shape.lanes * problem.x.itemsize))
-    capacity = equal_chunks(problem, TASKS_OF_A_THIN_CHUNK * tiles * shape.rows, shape)
+    tiles = max(1, BYTES_OF_A_THIN_TASK // (shape.rows * shape.rows * shape.lanes * kind.real.itemsize))
+    capacity = equal_chunks(kind, TASKS_OF_A_THIN_CHUNK * tiles * shape.rows, shape)
     tasks = -(-capacity // (2 * tiles * shape.rows)) * 2
     return capacity, -(-capacity // (tasks * shape.rows))
 
 
-def chunk(
-    problem: Problem, need: Need, gradient: bool, columns: list[tuple[int, int]], shape: Shape
-) -> tuple[int, int]:
+def chunk(kind: Kind, columns: list[tuple[int, int]]) -> tuple[int, int]:
     """Return the rows of a chunk, and the tiles of its tasks; `columns` are the padded (outputs, inputs) of layers."""
-    of_a_row = sum(inputs + gradient * outputs for outputs, inputs in columns)
+    shape, need = kind.tile, kind.need
+    of_a_row = sum(inputs + kind.gradient * outputs for outputs, inputs in columns)
     beside = 2 * columns[0][1] + (need.x + need.weight) * columns[-1][0]
-    affordable = BYTES_OF_A_CHUNK // max(1, (of_a_row + beside) * problem.x.itemsize)
+    affordable = BYTES_OF_A_CHUNK // max(1, (of_a_row + beside) * kind.real.itemsize)
     longest = min(ROWS_OF_A_CHUNK, max(FEWEST_ROWS_OF_A_CHUNK, affordable))
-    capacity = equal_chunks(problem, longest, shape)
+    capacity = equal_chunks(kind, longest, shape)
     of_a_tile = shape.rows * sum(outputs * inputs for outputs, inputs in columns)
     longest = max(TILES_OF_A_TASK, MULTIPLICATIONS_OF_A_TASK // of_a_tile)
     return capacity, max(1, min(longest, capacity // (shape.rows * TASKS_OF_A_CHUNK)))
 
 
-def equal_chunks(problem: Problem, longest: int, shape: Shape) -> int:
+def equal_chunks(kind: Kind, longest: int, shape: Shape) -> int:
     """Return the rows of chunks of one length, in whole tiles."""
-    rows: int = problem.x.shape[0] * problem.draw.num_samples
-    chunks = max(1, -(-rows // longest))
-    return max(1, -(-rows // (chunks * shape.rows))) * shape.rows
+    chunks = max(1, -(-kind.rows // longest))
+    return max(1, -(-kind.rows // (chunks * shape.rows))) * shape.rows
 
 
-def prepare(
-    problem: Problem, need: Need, upstream: Array | None, centre: Array | None, layout: Layout, memory: Workspace
-) -> Inputs:
-    """Pad the pixels to whole panels; a sample weighs 1/n where there is no upstream."""
-    draw, real, width = problem.draw, problem.x.dtype, layout.shape.width
-    pixels, padding = problem.x.shape[1], -problem.x.shape[1] % width
-    weight = np.empty((0, pixels), real) if problem.weight is None else problem.weight
-    return Inputs(
-        x=padded(problem.x, padding, memory),
-        weight=padded(weight, padding, memory),
-        weight_stride=pixels + padding if weight.shape[0] > 1 else 0,
-        mu=contiguous(problem.mu),
-        sigma=np.exp(contiguous(problem.logvar) * real.type(0.5)),
-        layers=layout.layers,
-        parameters=np.array([layer.activation.parameter for layer in problem.layers], real),
-        eps=np.empty((0, 0, 0), real) if draw.eps is None else contiguous(draw.eps),
-        centre=np.empty((0, 0), real) if centre is None else padded(centre, padding, memory),
-        upstream=np.empty((0, 0), real) if upstream is None else contiguous(upstream.astype(real, copy=False)),
-        key=key_of(draw, problem.mu.shape[1]),
-        num_samples=draw.num_samples,
-        lowest=lowest(need),
-        padding=padding_of(layout.cell),
-        scale=1.0 / draw.num_samples if upstream is None else 1.0,
+class Plan(NamedTuple):
+    """A layout and the buffers that go with it, for one call at a time."""
+
+    layout: Layout
+    parameters: Array  # (L,) the activations'
+    lowest: int  # as in `Inputs`
+    x: Array  # (B, M) with 0 behind the pixels, or empty where there is no padding, like the following
+    weight: Array  # (B or 1, M)
+    centre: Array  # (B, M)
+    chunk: Chunk
+    scratches: Scratch
+    totals: Totals
+    nbytes: int
+
+
+def make_plan(kind: Kind) -> Plan:
+    """Lay out a call and make its buffers, of which only those are filled that no call writes before it reads them."""
+    layout, memory = lay_out(kind), Workspace()
+    padding = -kind.pixels % layout.shape.width
+    rows = kind.batch if padding else 0
+    padded = (rows, kind.pixels + padding)
+    parts = (
+        np.array([activation.parameter for _, activation in kind.layers], kind.real),
+        lowest(kind.need),
+        memory.zeros(padded, kind.real),
+        memory.zeros((min(rows, kind.weights), padded[1]), kind.real),
+        memory.zeros(padded if kind.centre else (0, 0), kind.real),
+        chunk_buffers(kind, layout, memory),
+        thread_buffers(kind, layout, memory),
+        empty_totals(kind, layout, memory),
     )
+    return Plan(layout, *parts, memory.nbytes)
 
 
 def lowest(need: Need) -> int:
@@ -155,34 +220,23 @@ def lowest(need: Need) -> int:
     return next((index for index, layer in enumerate(need.layers) if any(layer)), len(need.layers) - 1)
 
 
-def padded(array: Array, padding: int, memory: Workspace) -> Array:
-    """Return the array with `padding` columns of zeros behind it, contiguous in any case."""
-    if not padding:
-        return contiguous(array)
-    rows, pixels = array.shape
-    result = memory.take((rows, pixels + padding), array.dtype)
-    result[:, :pixels], result[:, pixels:] = array, 0
-    return result
-
-
-def chunk_buffers(layout: Layout, inputs: Inputs, need: Need, memory: Workspace) -> Chunk:
-    """Allocate the buffers of one chunk, which its threads share."""
-    latent, pixels, real = inputs.mu.shape[1], inputs.x.shape[1], inputs.x.dtype
-    capacity, width = layout.capacity, layout.shape.width
-    nothing, of_pixels = (0, 0, 0), (pixels // width, capacity, width)
-    cell = layout.cell
-    of_latents = (-(-latent // width), capacity, width)
+def chunk_buffers(kind: Kind, layout: Layout, memory: Workspace) -> Chunk:
+    """Make the buffers of one chunk, which its threads share."""
+    real, need, cell, capacity, width = kind.real, kind.need, layout.cell, layout.capacity, layout.shape.width
+    panels, nothing = -(-kind.pixels // width), (0, 0, 0)
+    of_pixels, of_latents = (panels, capacity, width), (-(-kind.latent // width), capacity, width)
     values, ones = memory.take((layout.values,), real), memory.take((capacity,), real)
     ones.fill(1)
-    if cell.likelihood == QUADRATIC and len(inputs.layers) == 1:
+    if cell.likelihood == QUADRATIC and len(kind.layers) == 1:
         values.fill(0)  # nobody writes the columns behind the latents, which a quadratic form multiplies with 0
+    passed = lowest(need) < 0 or cell.thin or cell.likelihood == QUADRATIC
     return Chunk(
         datum=memory.zeros((capacity,), INT64),
         g=ones,
         weights=memory.take((layout.weights,), real),
         values=values,
         spread=memory.take(of_latents, real),
-        dz=memory.take(of_latents if inputs.lowest < 0 or cell.thin or cell.likelihood == QUADRATIC else nothing, real),
+        dz=memory.take(of_latents if passed else nothing, real),
         dx=memory.take(of_pixels if need.x and cell.weighted else nothing, real),
         dw=memory.take(of_pixels if need.weight else nothing, real),
         errors=memory.zeros((capacity,)),
@@ -190,29 +244,66 @@ def chunk_buffers(layout: Layout, inputs: Inputs, need: Need, memory: Workspace)
     )
 
 
-def thread_buffers(layout: Layout, inputs: Inputs, threads: int, memory: Workspace) -> Scratch:
-    """Allocate the buffers of all threads."""
-    shape, real = layout.shape, inputs.x.dtype
+def thread_buffers(kind: Kind, layout: Layout, memory: Workspace) -> Scratch:
+    """Make the buffers of all threads; the sums are zeros between calls, too."""
+    shape, threads, real = layout.shape, kind.threads, kind.real
     rows = layout.tiles * shape.rows
-    partial = memory.zeros((threads, layout.tiles, shape.rows, shape.lanes), real)
     return Scratch(
-        eps=memory.take((threads, rows, inputs.mu.shape[1]), real),
+        eps=memory.take((threads, rows, kind.latent), real),
         sums=memory.take((threads, 1, shape.rows, shape.width), real),
-        partial=partial,
+        partial=memory.zeros((threads, layout.tiles, shape.rows, shape.lanes), real),
         dz=memory.zeros((threads, rows if layout.cell.thin else 0, shape.rows - 1, shape.lanes), real),
     )
 
 
-def empty_totals(layout: Layout, inputs: Inputs, need: Need, errors: Array, memory: Workspace) -> Totals:
-    """Return zeros for what is needed, beside the place for every T; the first chunk starts the layers' sums."""
-    batch, latent = inputs.mu.shape
-    posterior = (batch, latent) if need.mu or need.logvar else (0, 0)
+def empty_totals(kind: Kind, layout: Layout, memory: Workspace) -> Totals:
+    """Make the places of the sums that are needed, but for the errors, which belong to the caller."""
+    need, width = kind.need, layout.shape.width
+    posterior = (kind.batch, kind.latent) if need.mu or need.logvar else (0, 0)
+    pixels = -(-kind.pixels // width) * width
     return Totals(
-        errors=errors.reshape(-1),
-        moments=memory.zeros((batch, 3)),
+        errors=np.empty(0, kind.real),
+        moments=memory.take((kind.batch, 3)),
         layers=memory.take((layout.totals,)),
-        mu=memory.zeros(posterior),
-        logvar=memory.zeros(posterior),
-        x=memory.zeros(inputs.x.shape if need.x else (0, 0)),
-        weight=memory.zeros(inputs.weight.shape if need.weight else (0, 0)),
+        mu=memory.take(posterior),
+        logvar=memory.take(posterior),
+        x=memory.take((kind.batch, pixels) if need.x else (0, 0)),
+        weight=memory.take((kind.weights, pixels) if need.weight else (0, 0)),
     )
+
+
+def inputs_of(problem: Problem, upstream: Array | None, centre: Array | None, plan: Plan) -> Inputs:
+    """Bring a problem's numbers to where its plan has them; a sample weighs 1/n where there is no upstream."""
+    draw, real = problem.draw, problem.x.dtype
+    weight = np.empty((0, 0), real) if problem.weight is None else padded(problem.weight, plan.weight)
+    return Inputs(
+        x=padded(problem.x, plan.x),
+        weight=weight,
+        weight_stride=weight.shape[1] if weight.shape[0] > 1 else 0,
+        mu=contiguous(problem.mu),
+        sigma=np.exp(contiguous(problem.logvar) * real.type(0.5)),
+        layers=plan.layout.layers,
+        parameters=plan.parameters,
+        eps=np.empty((0, 0, 0), real) if draw.eps is None else contiguous(draw.eps),
+        centre=np.empty((0, 0), real) if centre is None else padded(centre, plan.centre),
+        upstream=np.empty((0, 0), real) if upstream is None else contiguous(upstream.astype(real, copy=False)),
+        key=key_of(draw, problem.mu.shape[1]),
+        num_samples=draw.num_samples,
+        lowest=plan.lowest,
+        padding=padding_of(plan.layout.cell),
+        scale=1.0 / draw.num_samples if upstream is None else 1.0,
+    )
+
+
+def padded(array: Array, place: Array) -> Array:
+    """Return the array contiguous, copied to its place before the padding if it has one."""
+    if not place.size:
+        return contiguous(array)
+    place[:, : array.shape[1]] = array
+    return place
+
+
+def start_sums(totals: Totals) -> None:
+    """Clear the sums; those of the layers are started by the first chunk."""
+    for total in (totals.moments, totals.mu, totals.logvar, totals.x, totals.weight):
+        total.fill(0)

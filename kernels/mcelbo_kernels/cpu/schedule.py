@@ -5,18 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from mcelbo_kernels.cpu import buffers
-from mcelbo_kernels.cpu.buffers import Chunk, Inputs, Scratch, Totals, contiguous
+from mcelbo_kernels.cpu.buffers import Inputs, Totals, contiguous
 from mcelbo_kernels.cpu.crew import carry_out
 from mcelbo_kernels.cpu.grid import work
-from mcelbo_kernels.cpu.memory import Workspace
-from mcelbo_kernels.cpu.plan import (
-    Layout,
-    chunk_buffers,
-    empty_totals,
-    lay_out,
-    prepare,
-    thread_buffers,
-)
+from mcelbo_kernels.cpu.memory import leave, take
+from mcelbo_kernels.cpu.plan import Plan, inputs_of, kind_of, make_plan, start_sums
 from mcelbo_kernels.cpu.samples import finish_moments
 from mcelbo_kernels.cpu.shape import host_shape
 from mcelbo_kernels.problem import Array, Gradients, Moments, Need, Problem, check_upstream
@@ -24,7 +17,9 @@ from mcelbo_kernels.problem import Array, Gradients, Moments, Need, Problem, che
 # A call into the kernel returns after so many chunks, so that Ctrl-C is heard.
 CHUNKS_OF_A_CALL = 64
 # Below so many multiplications a helper is not worth waking.
-WORTH_A_HELPER = 1 << 22
+WORTH_A_HELPER = 1 << 21
+
+LayerGradients = tuple[tuple[Array | None, Array | None], ...]
 
 # Infinities are results here, and NumPy would warn of them.
 quietly = np.errstate(over="ignore", invalid="ignore")
@@ -127,29 +122,40 @@ def run(
     centre: Array | None = None,
 ) -> tuple[Moments, Gradients]:
     """Run the pass; samples weigh `upstream` (B, n), 1/n where None, and leave their T in `errors` (B, n) if given."""
-    layout = lay_out(problem, need, upstream, host_shape(problem.x.dtype.name), likelihood or problem.cell)
-    parameters = tuple((contiguous(layer.weight), contiguous(layer.bias)) for layer in problem.layers)
+    rows, parameters = problem.x.shape[0] * problem.draw.num_samples, sum(layer.weight.size for layer in problem.layers)
+    threads = threads if rows * parameters >= WORTH_A_HELPER else 1
+    tile = host_shape(problem.x.dtype.name)
+    kind = kind_of(problem, need, tile, likelihood, upstream, centre, threads)
+    plan = take(kind, lambda: make_plan(kind))
     found = layer_gradients(problem, need)
-    for row, arrays, results in zip(layout.layers, parameters, found, strict=True):
-        row[buffers.WEIGHT], row[buffers.BIAS] = map(address, arrays)
-        row[buffers.WEIGHT_GRADIENT], row[buffers.BIAS_GRADIENT] = map(address, results)
-    rows, stride = problem.x.shape[0] * problem.draw.num_samples, CHUNKS_OF_A_CALL * layout.capacity
-    helpers = threads - 1 if rows * layout.weights >= WORTH_A_HELPER else 0
-    with Workspace() as memory:
-        inputs = prepare(problem, need, upstream, centre, layout, memory)
-        chunk = chunk_buffers(layout, inputs, need, memory)
-        scratches = thread_buffers(layout, inputs, 1 + helpers, memory)
-        place = np.empty((0, 0), inputs.x.dtype) if errors is None else errors
-        totals = empty_totals(layout, inputs, need, place, memory)
-        for begin in range(0, rows, stride):
-            share(layout, inputs, begin, min(begin + stride, rows), chunk, scratches, totals)
-        return moments(totals, inputs.num_samples), collect(problem, need, totals, found, inputs.scale)
+    kept = place_layers(problem, found, plan.layout.layers)
+    inputs = inputs_of(problem, upstream, centre, plan)
+    totals = plan.totals if errors is None else plan.totals._replace(errors=errors.reshape(-1))
+    start_sums(totals)
+    stride = CHUNKS_OF_A_CALL * plan.layout.capacity
+    for begin in range(0, rows, stride):
+        share(plan, inputs, begin, min(begin + stride, rows), totals)
+    del kept
+    results = moments(totals, inputs.num_samples), collect(problem, need, totals, found, inputs.scale)
+    # not where a call was interrupted: its helpers may still be at work
+    leave(kind, plan)
+    return results
 
 
-def share(
-    layout: Layout, inputs: Inputs, begin: int, end: int, chunk: Chunk, scratches: Scratch, totals: Totals
-) -> None:
+def place_layers(problem: Problem, gradients: LayerGradients, table: Array) -> list[Array]:
+    """Write where the layers and their gradients lie to `table`; return what must be kept for as long."""
+    kept: list[Array] = []
+    for row, layer, (dw, dc) in zip(table, problem.layers, gradients, strict=True):
+        weight, bias = contiguous(layer.weight), contiguous(layer.bias)
+        row[buffers.WEIGHT], row[buffers.BIAS] = address(weight), address(bias)
+        row[buffers.WEIGHT_GRADIENT], row[buffers.BIAS_GRADIENT] = address(dw), address(dc)
+        kept += weight, bias
+    return kept
+
+
+def share(plan: Plan, inputs: Inputs, begin: int, end: int, totals: Totals) -> None:
     """Take rows begin to end, with a helper for every thread's buffers but the first's."""
+    layout, chunk, scratches = plan.layout, plan.chunk, plan.scratches
 
     def take_part(board: Array, number: int) -> None:
         work(layout.shape, layout.cell, inputs, begin, end, chunk, scratches, totals, board, number)
@@ -162,7 +168,7 @@ def address(array: Array | None) -> int:
     return 0 if array is None else array.__array_interface__["data"][0]
 
 
-def layer_gradients(problem: Problem, need: Need) -> tuple[tuple[Array | None, Array | None], ...]:
+def layer_gradients(problem: Problem, need: Need) -> LayerGradients:
     """Allocate the gradients of weights and biases that are needed."""
     # without rows nobody writes them
     make = np.empty_like if problem.x.shape[0] else np.zeros_like
@@ -175,9 +181,7 @@ def layer_gradients(problem: Problem, need: Need) -> tuple[tuple[Array | None, A
     )
 
 
-def collect(
-    problem: Problem, need: Need, totals: Totals, of_layers: tuple[tuple[Array | None, Array | None], ...], scale: float
-) -> Gradients:
+def collect(problem: Problem, need: Need, totals: Totals, of_layers: LayerGradients, scale: float) -> Gradients:
     """Return the gradients that are needed in the shapes and the dtype of their inputs."""
     pixels, real = problem.x.shape[1], problem.x.dtype
 
