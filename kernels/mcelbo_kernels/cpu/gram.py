@@ -26,6 +26,7 @@ from mcelbo_kernels.cpu.quadratic import activate_in_place
 from mcelbo_kernels.cpu.schedule import quietly, run
 from mcelbo_kernels.problem import Array, Gradients, Layer, Moments, Need, Problem
 
+# What a call and a pixel's error take, in multiplications of a pass: measured, see `pays`.
 FIXED_MULTIPLICATIONS = 4e7
 MULTIPLICATIONS_OF_A_PIXEL = 8
 
