@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mcelbo_kernels import reference
-from mcelbo_kernels.cpu import memory, plan, schedule
+from mcelbo_kernels.cpu import layout, memory, schedule
 from mcelbo_kernels.cpu.cell import Cell
 from mcelbo_kernels.cpu.layers import ROWS_OF_A_SUM
 from mcelbo_kernels.cpu.shape import Shape
@@ -127,7 +127,7 @@ def hidden_problem(name: str, real: Any) -> Problem:
 def test_every_activation(name: str, real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # one kernel for a decoder of them all, of which each problem takes one
     monkeypatch.setattr(memory, "_left", {})
-    monkeypatch.setattr(plan, "Cell", lambda output, hidden, *fields: Cell(output, ACTIVATIONS, *fields))
+    monkeypatch.setattr(layout, "Cell", lambda output, hidden, *fields: Cell(output, ACTIVATIONS, *fields))
     problem = hidden_problem(name, real)
     upstream = np.random.default_rng(0).standard_normal((3, 29)).astype(real)
     assert_gradients(schedule.gradients(problem, upstream, Need.everything(problem)), problem, upstream)
@@ -145,7 +145,7 @@ def test_what_nobody_needs_is_left_out_and_changes_nothing(problem: Problem, dat
     )
     moments, some = schedule.value_and_gradients(problem, need)
     everything = Need.everything(problem)
-    if plan.is_thin(plan.kind_of(problem, need, schedule.host_shape(problem.x.dtype.name))):
+    if layout.is_thin(layout.kind_of(problem, need, schedule.host_shape(problem.x.dtype.name))):
         # another pass, which sums in another order
         everything = everything._replace(x=False, weight=False)
     all_moments, every = schedule.value_and_gradients(problem, everything)
@@ -173,7 +173,7 @@ def test_other_machines_tiles(tile: Shape, problem: Problem) -> None:
 def test_length_of_a_chunk(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(3, 5, 33, 67)
     monkeypatch.setattr(memory, "_left", {})
-    monkeypatch.setattr(plan, "ROWS_OF_A_CHUNK", rows)
+    monkeypatch.setattr(layout, "ROWS_OF_A_CHUNK", rows)
     upstream = np.full((3, 67), 1 / 67)
     assert_gradients(schedule.value_and_gradients(problem, Need.everything(problem))[1], problem, upstream)
     np.testing.assert_allclose(schedule.errors(problem), reference.errors(problem), rtol=1e-5)
@@ -330,8 +330,8 @@ def test_beside_one_large_sample_only_those_of_its_own_sum_are_lost() -> None:
     # all slopes are -1/2: the samples are 0, sigmoid is 1/2 there and every pixel 1 more
     layer.weight[:], layer.bias[:], problem.mu[:], problem.logvar[:], problem.x[:] = 1, 0, 0, -np.inf, 1.5
     need = Need.everything(problem)
-    kind = plan.kind_of(problem, need, schedule.host_shape("float32"))
-    assert plan.lay_out(kind).capacity > 4 * ROWS_OF_A_SUM
+    kind = layout.kind_of(problem, need, schedule.host_shape("float32"))
+    assert layout.lay_out(kind).capacity > 4 * ROWS_OF_A_SUM
     upstream = np.ones((1, n), np.float32)
     upstream[0, 0] = 2**26
     found = schedule.gradients(problem, upstream, need)
@@ -374,7 +374,7 @@ def test_memory_does_not_grow_with_the_samples(x: bool) -> None:
     problems = [random_problem(4, 2, 784, n) for n in (10_000, 100_000)]
     need = Need.everything(problems[0])._replace(x=x)
     shape = schedule.host_shape("float32")
-    few, many = (plan.lay_out(plan.kind_of(problem, need, shape)) for problem in problems)
+    few, many = (layout.lay_out(layout.kind_of(problem, need, shape)) for problem in problems)
     assert few.capacity == many.capacity
     schedule.value_and_gradients(random_problem(4, 2, 784, 600), need)
     peaks = [peak_allocation(problem, need) for problem in problems]

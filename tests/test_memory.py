@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcelbo_kernels.cpu import gram, memory, plan, schedule
+from mcelbo_kernels.cpu import gram, layout, memory, plan, schedule
 from mcelbo_kernels.cpu.memory import CACHE_LINE, Workspace
 from mcelbo_kernels.problem import Need, Problem
 from tests.strategies import upstreams
@@ -172,7 +172,7 @@ def test_the_pass_over_few_latents_keeps_to_its_arrays(
     g = np.random.default_rng(n).standard_normal((batch, n)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "host_shape", lambda real: WIDE)
-        assert plan.is_thin(plan.kind_of(problem, need, WIDE))
+        assert layout.is_thin(layout.kind_of(problem, need, WIDE))
         if upstream:
             assert_confined(lambda problem: schedule.gradients(problem, g, need, threads), problem)
         else:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcelbo_kernels import reference
-from mcelbo_kernels.cpu import memory, plan, schedule
+from mcelbo_kernels.cpu import layout, memory, schedule
 from mcelbo_kernels.cpu.layers import COLUMNS_OF_A_SUM, PANELS_OF_A_SUM
-from mcelbo_kernels.cpu.plan import is_thin, kind_of, lay_out
+from mcelbo_kernels.cpu.layout import is_thin, kind_of, lay_out
 from mcelbo_kernels.cpu.shape import Shape, host_shape
 from mcelbo_kernels.problem import Draw, Gradients, Layer, Need, Problem
 from tests.bounds import magnitudes
@@ -31,7 +31,7 @@ PASSED = Need(False, False, True, True, ((True, True),))
 NOTHING = Need(False, False, False, False, ((False, False),))
 # Of every number of latents a kernel is compiled: all share the activation, and weights, which can be 1.
 WIDE = Shape("float32", 12, 2, 16)
-FEW = range(1, WIDE.lanes // plan.LANES_OF_A_THIN_LATENT + 1)
+FEW = range(1, WIDE.lanes // layout.LANES_OF_A_THIN_LATENT + 1)
 
 
 @pytest.fixture(params=FEW)
@@ -65,8 +65,8 @@ def chosen(problem: Problem, need: Need = PASSED) -> bool:
 
 def chunks_and_tasks(problem: Problem) -> tuple[int, int]:
     """How many chunks there are, and how many tasks each has."""
-    layout = lay_out(kind_of(problem, PASSED, schedule.host_shape(problem.x.dtype.name)))
-    return -(-len(problem.x) * problem.draw.num_samples // layout.capacity), layout.tasks
+    found = lay_out(kind_of(problem, PASSED, schedule.host_shape(problem.x.dtype.name)))
+    return -(-len(problem.x) * problem.draw.num_samples // found.capacity), found.tasks
 
 
 def assert_right(problem: Problem, upstream: Array) -> None:
@@ -139,8 +139,8 @@ def test_beside_one_large_term_only_those_of_its_own_sum_are_lost(x: bool) -> No
 
 def test_many_chunks_and_tasks(latent: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_left", {})
-    monkeypatch.setattr(plan, "TASKS_OF_A_THIN_CHUNK", 4)
-    monkeypatch.setattr(plan, "BYTES_OF_A_THIN_TASK", 4 << 10)
+    monkeypatch.setattr(layout, "TASKS_OF_A_THIN_CHUNK", 4)
+    monkeypatch.setattr(layout, "BYTES_OF_A_THIN_TASK", 4 << 10)
     problem = weighted_problem(3, latent, 41, 501, shared=False)
     chunks, tasks = chunks_and_tasks(problem)
     assert chunks > 4
@@ -153,8 +153,8 @@ def test_cuts_change_sums_by_rounding_alone(latent: int, monkeypatch: pytest.Mon
     whole, gradients = schedule.value_and_gradients(problem, PASSED)
     errors = schedule.errors(problem)
     monkeypatch.setattr(memory, "_left", {})
-    monkeypatch.setattr(plan, "TASKS_OF_A_THIN_CHUNK", 2)
-    monkeypatch.setattr(plan, "BYTES_OF_A_THIN_TASK", 1)
+    monkeypatch.setattr(layout, "TASKS_OF_A_THIN_CHUNK", 2)
+    monkeypatch.setattr(layout, "BYTES_OF_A_THIN_TASK", 1)
     assert chunks_and_tasks(problem)[0] > 9
     parts, others = schedule.value_and_gradients(problem, PASSED)
     # what belongs to a sample, or is summed in float64, does not depend on cuts
@@ -258,7 +258,7 @@ def without_latents(real: Any) -> Problem:
 
 def test_no_sums_beyond_a_chunk_and_no_more_than_one_layer() -> None:
     problem = random_problem(1, 1, 20, 4)
-    pixels = plan.BYTES_OF_A_CHUNK // (2 * plan.TASKS_OF_A_THIN_CHUNK * 4)
+    pixels = layout.BYTES_OF_A_CHUNK // (2 * layout.TASKS_OF_A_THIN_CHUNK * 4)
     assert chosen(random_problem(1, 1, pixels, 1))
     assert not chosen(random_problem(1, 1, pixels + 1, 1))
     (layer,) = problem.layers

@@ -8,8 +8,9 @@ from mcelbo_kernels.cpu import buffers
 from mcelbo_kernels.cpu.buffers import Inputs, Totals, contiguous
 from mcelbo_kernels.cpu.crew import carry_out
 from mcelbo_kernels.cpu.grid import work
+from mcelbo_kernels.cpu.layout import kind_of
 from mcelbo_kernels.cpu.memory import leave, take
-from mcelbo_kernels.cpu.plan import Plan, inputs_of, kind_of, make_plan, start_sums
+from mcelbo_kernels.cpu.plan import Plan, inputs_of, make_plan, start_sums
 from mcelbo_kernels.cpu.samples import finish_moments
 from mcelbo_kernels.cpu.shape import host_shape
 from mcelbo_kernels.problem import Array, Gradients, Moments, Need, Problem, check_upstream
