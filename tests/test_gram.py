@@ -29,9 +29,8 @@ quadratic = problems(
 )
 
 
-@given(problem=quadratic)
-def test_against_the_reference(problem: Problem) -> None:
-    assert gram.applies(problem)
+def assert_right(problem: Problem) -> None:
+    """Moments and gradients within the roundings of their terms."""
     need = Need.everything(problem)
     exact, exact_gradients = reference.value_and_gradients(problem, need)
     moments, gradients = cpu.value_and_gradients(problem, need, algorithm="gram")
@@ -47,6 +46,18 @@ def test_against_the_reference(problem: Problem) -> None:
         assert np.abs(found - array).max(initial=0) <= eps * size, name
     assert np.abs(moments.mean - exact.mean).max(initial=0) <= eps * size
     assert np.abs(moments.squares - exact.squares).max(initial=0) <= eps * n * size**2
+
+
+@given(problem=quadratic)
+def test_against_the_reference(problem: Problem) -> None:
+    assert gram.applies(problem)
+    assert_right(problem)
+
+
+def test_sobol_points_are_drawn_for_it_too() -> None:
+    # of numbers of order one: samples as close as those of `well_fitted` would be near one another whatever is drawn
+    problem = well_fitted(np.float32)
+    assert_right(replace(problem, logvar=np.zeros_like(problem.logvar), draw=Draw(29, 1, "sobol")))
 
 
 def well_fitted(real: Any, hidden: int | None = None, n: int = 64) -> Problem:
