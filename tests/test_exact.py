@@ -54,6 +54,14 @@ def test_it_has_second_derivatives_and_no_error() -> None:
     assert not bound.standard_error().any()
 
 
+def test_autocast_does_not_matter() -> None:
+    x, mu, logvar, layer = (part.float() for part in data())
+    call = {"num_samples": 1, "sampler": "exact"}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mcelbo.expected_squared_error(x, mu, logvar, layer, **call)
+    assert torch.equal(found, mcelbo.expected_squared_error(x, mu, logvar, layer, **call))
+
+
 def test_a_weight_of_zero_excludes_whatever_the_pixel_holds() -> None:
     x, mu, logvar, layer = data()
     weight = torch.ones(12, dtype=torch.float64)
