@@ -134,6 +134,14 @@ def test_elbo_is_its_formula(case: Case, beta: float, sigma: float) -> None:
     assert not any(field.requires_grad for field in (out.bound, out.reconstruction, out.kl, out.standard_error()))
 
 
+def test_the_divergence_of_a_posterior_close_to_the_prior_keeps_its_digits() -> None:
+    logvar = torch.tensor([[1e-3], [-2e-3]])
+    out = mcelbo.elbo(torch.zeros(2, 4), torch.zeros(2, 1), logvar, nn.Linear(1, 4), num_samples=2)
+    exact = (logvar.double().expm1() - logvar.double()).sum(1) / 2
+    # of two terms a thousand times as large as their difference each is off by half an epsilon, at most
+    torch.testing.assert_close(out.kl.double(), exact, rtol=2e3 * torch.finfo(torch.float32).eps, atol=0.0)
+
+
 @given(case=cases())
 def test_the_standard_error_is_that_of_the_mean_of_n_samples(case: Case) -> None:
     out = mcelbo.elbo(case.x, case.mu, case.logvar, case.decoder, likelihood=Gaussian(0.5), **case.keywords())
@@ -332,6 +340,10 @@ def test_dependent_samples_have_no_standard_error(sampler: str) -> None:
     assert out.variance is None
     with pytest.raises(ValueError, match="are not independent: repeat with other seeds"):
         out.standard_error()
+    # of noise that the caller gives, what a sampler would draw is no matter
+    assert (
+        mcelbo.elbo(x, mu, mu, decoder, num_samples=2, sampler=sampler, eps=torch.randn(2, 2, 2)).variance is not None
+    )
 
 
 def test_the_criterion_is_elbo_and_owns_nothing() -> None:
@@ -352,6 +364,23 @@ def test_the_criterion_is_elbo_and_owns_nothing() -> None:
     )
     criterion.beta = 0.0
     assert criterion(x, mu, mu, decoder, seed=3) != found
+
+
+def test_the_criterion_takes_the_noise_and_the_generator_of_elbo() -> None:
+    x, mu, decoder, eps = torch.rand(2, 4), torch.randn(2, 2), nn.Linear(2, 4), torch.randn(2, 3, 2)
+    criterion = mcelbo.ELBOLoss(num_samples=3)
+    assert torch.equal(
+        criterion(x, mu, mu, decoder, eps=eps), mcelbo.elbo(x, mu, mu, decoder, num_samples=3, eps=eps).loss
+    )
+    first, again = (criterion(x, mu, mu, decoder, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("option", ["bound", "gradient"])
+def test_the_criterion_refuses_what_elbo_refuses(option: str) -> None:
+    x, mu, decoder = torch.rand(2, 4), torch.randn(2, 2), nn.Linear(2, 4)
+    with pytest.raises(ValueError, match=f"{option} is 'other': expected one of"):
+        mcelbo.ELBOLoss(num_samples=3, **{option: "other"})(x, mu, mu, decoder)
 
 
 def test_the_generator_governs_what_is_drawn() -> None:
