@@ -22,10 +22,11 @@ import mcelbo
 from mcelbo import Gaussian
 from mcelbo_kernels.cpu import gram
 
+# Of every hidden activation a kernel is compiled: one is the same in all tests in double precision.
 DECODERS: tuple[Callable[[int, int], nn.Module], ...] = (
     nn.Linear,
     lambda d, m: nn.Sequential(nn.Linear(d, m), nn.Sigmoid()),
-    lambda d, m: nn.Sequential(nn.Linear(d, 4), nn.Tanh(), nn.Linear(4, m)),
+    lambda d, m: nn.Sequential(nn.Linear(d, 4), nn.ReLU(), nn.Linear(4, m)),
 )
 DOUBLE = {"rtol": 1e-10, "atol": 1e-10}  # sums of at most a few hundred float64 terms of order one
 
@@ -68,7 +69,8 @@ class Case(NamedTuple):
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     batch, n, m = (draw(st.integers(1, most)) for most in (4, 5, 7))
-    d = draw(st.sampled_from([1, 3]))  # kernels differ for the fewest latents
+    maker = draw(st.sampled_from(DECODERS))
+    d = draw(st.sampled_from([1, 3])) if maker is DECODERS[1] else 3  # the fewest latents have kernels of their own
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
 
     def normal(*shape: int) -> Tensor:
@@ -76,8 +78,8 @@ def cases(draw: st.DrawFn) -> Case:
 
     rows = draw(st.sampled_from([0, 1, batch]))
     weight = normal(rows, 1, m).detach().abs().requires_grad_() if rows else None
-    decoder = draw(st.sampled_from(DECODERS))(d, m).double()
-    return Case(normal(batch, 1, m), normal(batch, d), normal(batch, d), weight, normal(batch, n, d).detach(), decoder)
+    eps, decoder = normal(batch, n, d).detach(), maker(d, m).double()
+    return Case(normal(batch, 1, m), normal(batch, d), normal(batch, d), weight, eps, decoder)
 
 
 def assert_same(found: Tensor, expected: Tensor, leaves: list[Tensor]) -> None:
@@ -271,7 +273,7 @@ def test_pixels_and_latents_are_summed_and_data_averaged() -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_datum_and_a_sample_keep_their_noise_in_any_slice(layers: int) -> None:
     x, mu = torch.rand(5, 6), torch.randn(5, 2)
-    decoder = nn.Linear(2, 6) if layers == 1 else nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 6))
+    decoder = nn.Linear(2, 6) if layers == 1 else nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 6))
     settings: dict[str, Any] = {"seed": 7, "reduction": "none"}
     whole = mcelbo.expected_squared_error(x, mu, mu, decoder, num_samples=8, **settings)
     part = mcelbo.expected_squared_error(
