@@ -77,6 +77,15 @@ def test_a_weight_of_zero_excludes_whatever_the_pixel_holds() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_shows_where_its_weight_is_not_zero(bad: float) -> None:
+    x, mu, logvar, layer = data()
+    x[1, 4] = bad
+    weight = torch.full((12,), 0.5, dtype=torch.float64)
+    bound = mcelbo.elbo(x, mu, logvar, layer, num_samples=1, sampler="exact", weight=weight).bound
+    assert torch.equal(bound.isfinite(), torch.arange(5) != 1)
+
+
 def test_where_there_is_no_closed_form() -> None:
     x, mu, logvar, layer = data()
 
