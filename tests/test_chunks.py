@@ -65,16 +65,23 @@ def test_chunks_follow_what_the_decoder_holds() -> None:
 
 @pytest.mark.usefixtures("cut_or_whole")
 @pytest.mark.parametrize("how", [sum_of_errors, errors])
-@pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_sees_the_batch_that_it_sees_in_eager(how: Callable[..., Any], training: bool) -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(("training", "tracked"), [(True, True), (False, True), (False, False)])
+def test_batch_norm_sees_the_batch_that_it_sees_in_eager(
+    how: Callable[..., Any], training: bool, tracked: bool, wrapped: bool
+) -> None:
     def made() -> nn.Module:
         torch.manual_seed(2)
-        return nn.Sequential(nn.Linear(LATENT, 9), nn.BatchNorm1d(9), nn.Linear(9, PIXELS)).double().train(training)
+        return (
+            nn.Sequential(nn.Linear(LATENT, 9), nn.BatchNorm1d(9, track_running_stats=tracked), nn.Linear(9, PIXELS))
+            .double()
+            .train(training)
+        )
 
     d, ours, theirs = data(), made(), made()
     t = eager(d.arguments(), theirs)
     expected = gradients(t.mean(1).sum(), [*d, *theirs.parameters()])
-    result = how(d.arguments(), ours)
+    result = how(d.arguments(), ours.forward if wrapped else ours)
     total = result.total if how is sum_of_errors else result.mean(1).sum()
     assert_close(total, t.mean(1).sum())
     for our, their in zip(gradients(total, [*d, *ours.parameters()]), expected, strict=True):

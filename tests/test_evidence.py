@@ -41,8 +41,8 @@ def test_patches_are_grey_images_of_two_photographs() -> None:
 def test_measured_errors_are_the_standard_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "ESTIMATES", 2000)
     images = evidence.patches()[1][:1]
-    model = Autoencoder(784, 2, seed=0)
-    model.decoder = nn.Sequential(nn.Linear(2, 784), nn.Sigmoid()).requires_grad_(False)
+    model = Autoencoder(784, 1, seed=0)
+    model.decoder = nn.Sequential(nn.Linear(1, 784), nn.Sigmoid()).requires_grad_(False)
     single, four = evidence.single_image_errors(model, images, "iid", (1, 4))
     with torch.no_grad():
         call = {"num_samples": 8000, "seed": 1, "reduction": "none"}

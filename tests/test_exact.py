@@ -54,6 +54,14 @@ def test_it_has_second_derivatives_and_no_error() -> None:
     assert not bound.standard_error().any()
 
 
+def test_autocast_does_not_matter() -> None:
+    x, mu, logvar, layer = (part.float() for part in data())
+    call = {"num_samples": 1, "sampler": "exact"}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mcelbo.expected_squared_error(x, mu, logvar, layer, **call)
+    assert torch.equal(found, mcelbo.expected_squared_error(x, mu, logvar, layer, **call))
+
+
 def test_a_weight_of_zero_excludes_whatever_the_pixel_holds() -> None:
     x, mu, logvar, layer = data()
     weight = torch.ones(12, dtype=torch.float64)
@@ -67,6 +75,15 @@ def test_a_weight_of_zero_excludes_whatever_the_pixel_holds() -> None:
     dirty[:, 4] = torch.nan
     for one, other in zip(found(x), found(dirty), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_shows_where_its_weight_is_not_zero(bad: float) -> None:
+    x, mu, logvar, layer = data()
+    x[1, 4] = bad
+    weight = torch.full((12,), 0.5, dtype=torch.float64)
+    bound = mcelbo.elbo(x, mu, logvar, layer, num_samples=1, sampler="exact", weight=weight).bound
+    assert torch.equal(bound.isfinite(), torch.arange(5) != 1)
 
 
 def test_where_there_is_no_closed_form() -> None:

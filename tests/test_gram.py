@@ -12,6 +12,8 @@ from hypothesis import given
 
 from mcelbo_kernels import cpu, reference
 from mcelbo_kernels.cpu import gram
+from mcelbo_kernels.cpu.layers import PANELS_OF_A_SUM
+from mcelbo_kernels.cpu.shape import host_shape
 from mcelbo_kernels.problem import Activation, Draw, Layer, Need, Problem
 from tests.strategies import problems
 from tests.test_grid import DRAWN
@@ -29,9 +31,8 @@ quadratic = problems(
 )
 
 
-@given(problem=quadratic)
-def test_against_the_reference(problem: Problem) -> None:
-    assert gram.applies(problem)
+def assert_right(problem: Problem) -> None:
+    """Moments and gradients within the roundings of their terms."""
     need = Need.everything(problem)
     exact, exact_gradients = reference.value_and_gradients(problem, need)
     moments, gradients = cpu.value_and_gradients(problem, need, algorithm="gram")
@@ -47,6 +48,18 @@ def test_against_the_reference(problem: Problem) -> None:
         assert np.abs(found - array).max(initial=0) <= eps * size, name
     assert np.abs(moments.mean - exact.mean).max(initial=0) <= eps * size
     assert np.abs(moments.squares - exact.squares).max(initial=0) <= eps * n * size**2
+
+
+@given(problem=quadratic)
+def test_against_the_reference(problem: Problem) -> None:
+    assert gram.applies(problem)
+    assert_right(problem)
+
+
+def test_sobol_points_are_drawn_for_it_too() -> None:
+    # of numbers of order one: samples as close as those of `well_fitted` would be near one another whatever is drawn
+    problem = well_fitted(np.float32)
+    assert_right(replace(problem, logvar=np.zeros_like(problem.logvar), draw=Draw(29, 1, "sobol")))
 
 
 def well_fitted(real: Any, hidden: int | None = None, n: int = 64) -> Problem:
@@ -81,6 +94,24 @@ def test_a_well_fitted_model_is_summed_as_exactly_as_by_the_grid(hidden: int | N
     for name, truth in named(exact_gradients).items():
         ours, theirs = (np.abs(named(found)[name] - truth).max() for found in (gradients, direct_gradients))
         assert ours <= theirs + 1e-6 * np.abs(truth).max(), name
+
+
+def test_beside_one_large_term_only_those_of_its_own_sum_are_lost() -> None:
+    """However wide the layer is, few of a row's terms are added up in single precision."""
+    shape = host_shape("float32")
+    latent = 2 * PANELS_OF_A_SUM * shape.width
+    # two pixels, one of the first latent alone and one of all others: t is 2^26 and others^2, both about 0
+    weight, eps = np.ones((2, latent), np.float32), np.full((1, 1, latent), 2**-7, np.float32)
+    weight[0, 1:], weight[1, 0], eps[0, 0, 0] = 0, 0, 2**13
+    nothing = np.zeros((1, latent), np.float32)
+    layer = Layer(weight, np.zeros(2, np.float32))
+    problem = Problem(np.zeros((1, 2), np.float32), nothing, nothing, (layer,), Draw(1, eps=eps))
+    need = Need.nothing(problem)._replace(mu=True)
+    mean = gram.value_and_gradients(problem, need)[0].mean[0]
+    others = (latent - 1) * 2.0**-7
+    # a lane adds up one vector's terms after the other
+    lost = PANELS_OF_A_SUM * shape.columns * others * 2.0**-7
+    assert abs(mean - (2.0**26 + others**2)) <= 1.1 * lost
 
 
 def test_frozen_parts_are_left_out_and_change_nothing() -> None:

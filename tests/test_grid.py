@@ -249,7 +249,7 @@ def test_nan_in_a_parameter_is_not_swallowed() -> None:
 
 
 def test_infinite_results_come_without_a_warning() -> None:
-    problem = random_problem(2, 3, 20, 4, "identity")
+    problem = random_problem(2, 2, 20, 4, "identity")
     problem.logvar[:] = 300
     moments, gradients = schedule.value_and_gradients(problem, Need.everything(problem))
     assert not np.isfinite(moments.mean).any()
@@ -291,13 +291,13 @@ def test_an_infinite_latent(pixels: int) -> None:
 
 
 def test_an_empty_batch() -> None:
-    problem = random_problem(0, 3, 20, 4)
+    problem = random_problem(0, 5, 20, 4)
     moments, gradients = schedule.value_and_gradients(problem, Need.everything(problem))
     assert moments.mean.shape == (0,)
     assert schedule.errors(problem).shape == (0, 4)
     for name, array in named(gradients).items():
         assert not array.any(), name
-    assert gradients.layers[0][0].shape == (20, 3)
+    assert gradients.layers[0][0].shape == (20, 5)
 
 
 def test_the_question_s_own_case() -> None:

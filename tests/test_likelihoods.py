@@ -74,7 +74,7 @@ def test_a_negative_learned_scale_shows_as_nan(shape: tuple[int, ...]) -> None:
     assert density(Gaussian(torch.full(shape, -0.5)), torch.tensor(2.0), M).isnan().all()
 
 
-# --- in a bound: x (B, 2, 3), a fused decoder and one that is not ---
+# --- in a bound: x (B, 2, 3), decoders that are fused and one that is not ---
 
 
 def leaf(*shape: int, seed: int = 0) -> Tensor:
@@ -83,7 +83,8 @@ def leaf(*shape: int, seed: int = 0) -> Tensor:
 
 DECODERS: dict[str, Callable[[], nn.Module]] = {
     "fused": lambda: nn.Linear(D, M),
-    "chunked": lambda: nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Linear(5, M)),
+    "deep": lambda: nn.Sequential(nn.Linear(D, 5), nn.ReLU(), nn.Linear(5, M)),
+    "chunked": lambda: nn.Sequential(nn.Linear(D, 5), nn.Softsign(), nn.Linear(5, M)),
 }
 
 
@@ -129,6 +130,11 @@ class Case:
 
 by_decoder = pytest.mark.parametrize("decoder", DECODERS)
 weighted_or_not = pytest.mark.parametrize("weighted", [True, False])
+
+
+def test_the_decoders_take_both_paths() -> None:
+    paths = {name: mcelbo.explain(decoder()).path for name, decoder in DECODERS.items()}
+    assert paths == {"fused": "grid", "deep": "grid", "chunked": "any"}
 
 
 @by_decoder

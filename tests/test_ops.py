@@ -29,10 +29,10 @@ SIGMA = torch.linspace(0.5, 2, M)
 class Model(nn.Module):
     """A loss of a fused decoder, so that `functional_call` can replace the decoder's parameters."""
 
-    def __init__(self, kind: str = "mean", dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, kind: str = "mean", dtype: torch.dtype = torch.float64, latent: int = D) -> None:
         super().__init__()
         self.decoder = nn.Sequential(
-            nn.Linear(D, M, dtype=dtype), nn.Identity() if kind == "bernoulli" else nn.Sigmoid()
+            nn.Linear(latent, M, dtype=dtype), nn.Identity() if kind == "bernoulli" else nn.Sigmoid()
         )
         self.kind = kind
         likelihoods = {"bernoulli": mcelbo.Bernoulli(), "per pixel": mcelbo.Gaussian(SIGMA.to(dtype))}
@@ -48,10 +48,10 @@ class Model(nn.Module):
         return mcelbo.elbo(*call, likelihood=self.likelihood, **draw).loss
 
 
-def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def inputs(dtype: torch.dtype = torch.float64, latent: int = D) -> list[Tensor]:
     """x, mu, logvar, a pixel weight, and the decoder's weight and bias."""
     g = torch.Generator().manual_seed(0)
-    shapes = [(B, M), (B, D), (B, D), (B, M), (M, D), (M,)]
+    shapes = [(B, M), (B, latent), (B, latent), (B, M), (M, latent), (M,)]
     tensors = [torch.randn(shape, generator=g, dtype=dtype) for shape in shapes]
     tensors[3] = tensors[3].abs()
     return [t.requires_grad_() for t in tensors]
@@ -70,7 +70,7 @@ def loss_of(model: Model) -> Callable[..., Tensor]:
 
 def eager(x: Tensor, mu: Tensor, logvar: Tensor, weight: Tensor, w: Tensor, b: Tensor, kind: str = "none") -> Tensor:
     """Compute the loss from the same noise in plain torch operations."""
-    eps = mcelbo.noise(3, B, N, D, dtype=x.dtype)
+    eps = mcelbo.noise(3, B, N, mu.shape[1], dtype=x.dtype)
     y = (mu[:, None] + (logvar[:, None] / 2).exp() * eps) @ w.T + b  # (B, n, m)
     squares = (weight[:, None] * (x[:, None] - torch.sigmoid(y)).square()).sum(2)
     if kind in ("mean", "none"):
@@ -93,22 +93,30 @@ def assert_all_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Non
         torch.testing.assert_close(a, b)
 
 
-def op_arguments(cell: str, parameters: Any, *widths: Any) -> tuple[Any, ...]:
-    x, mu, logvar, weight, *_ = detached(inputs())
+def assert_ops_keep_torchs_contract(cell: str, tensors: list[Tensor], need: list[bool]) -> None:
+    """The ops of the losses on `inputs`; `need` goes with x, mu, logvar, weight, eps and the parameters."""
+    *data, w, b = detached(tensors)
     output = "identity" if cell == "bernoulli" else "sigmoid"
-    return x, mu, logvar, weight, None, parameters, *widths, torch.tensor(3), cell, [output], [0.0], "iid", N, 0, 0
+    settings = (torch.tensor(3), cell, [output], [0.0], "iid", N, 0, 0)
+    call = (*data, None, [w, b], *settings)
+    torch.library.opcheck(torch.ops.mcelbo.sum_of_errors.default, (*call, need))
+    torch.library.opcheck(torch.ops.mcelbo.sum_of_errors.default, (*call, [False] * 7))
+    torch.library.opcheck(torch.ops.mcelbo.errors.default, call)
+    flat = (*data, None, torch.cat([w.flatten(), b]), [w.shape[1], M], *settings)
+    upstream = torch.randn(B, N, dtype=torch.float64)
+    torch.library.opcheck(torch.ops.mcelbo.error_gradients.default, (upstream, *flat, need))
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_ops_keep_torchs_contract(cell: str) -> None:
-    w, b = detached(inputs()[4:])
-    upstream = torch.randn(B, N, dtype=torch.float64)
-    need = [True, True, False, True, False, True, False]
-    torch.library.opcheck(torch.ops.mcelbo.sum_of_errors.default, (*op_arguments(cell, [w, b]), need))
-    torch.library.opcheck(torch.ops.mcelbo.sum_of_errors.default, (*op_arguments(cell, [w, b]), [False] * 7))
-    torch.library.opcheck(torch.ops.mcelbo.errors.default, op_arguments(cell, [w, b]))
-    flat = op_arguments(cell, torch.cat([w.flatten(), b]), [D, M])
-    torch.library.opcheck(torch.ops.mcelbo.error_gradients.default, (upstream, *flat, need))
+    assert_ops_keep_torchs_contract(cell, inputs(), [True, True, False, True, False, True, False])
+
+
+def test_ops_keep_torchs_contract_in_the_pass_over_few_latents() -> None:
+    assert_ops_keep_torchs_contract("squared_error", inputs(latent=1), [False, True, True, False, False, True, True])
+
+
+def test_noise_keeps_torchs_contract() -> None:
     settings = (2, 4, 3, "antithetic", 1, 2, torch.float32)
     torch.library.opcheck(torch.ops.mcelbo.noise.default, (torch.tensor(3), *settings))
 
@@ -310,6 +318,25 @@ def test_vmap_is_a_loop(kind: str) -> None:
         strict=True,
     ):
         assert torch.equal(gradient, torch.stack(rows))
+
+
+@pytest.mark.parametrize("kind", ["mean", "none"])
+def test_torch_func_transforms_the_pass_over_few_latents(kind: str) -> None:
+    loss = loss_of(Model(kind, latent=1))
+    x, mu, logvar, weight, w, b = detached(inputs(latent=1))
+
+    def of_posterior_and_decoder(*given: Tensor) -> Tensor:
+        return loss(x, *given[:2], weight, *given[2:]).sin().sum()
+
+    def of_plain_torch(*given: Tensor) -> Tensor:
+        return eager(x, *given[:2], weight, *given[2:], kind=kind).sin().sum()
+
+    many = [torch.stack([t, 2 * t, -t]) for t in (mu, logvar, w, b)]
+    found, expected = (
+        torch.func.vmap(torch.func.grad(f, argnums=(0, 1, 2, 3)))(*many)
+        for f in (of_posterior_and_decoder, of_plain_torch)
+    )
+    assert_all_close(found, expected)
 
 
 def test_vmap_maps_the_seed() -> None:

@@ -1,4 +1,4 @@
-"""Philox4x32-10: the published vectors, and plain Python integers for any counter and key."""
+"""Philox4x32-10: the published vectors, plain Python integers for any counter and key, and a sample's own word."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit
 
 from mcelbo_kernels.numerics import philox as module
 from mcelbo_kernels.numerics.philox import philox
-from tests.plain_philox import plain_philox
+from mcelbo_kernels.numerics.sampling import word
+from tests.plain_philox import plain_philox, plain_word
 
 TOP = 2**32 - 1
 WORDS = st.integers(0, TOP)
@@ -41,6 +43,17 @@ def test_published_vectors(counter: tuple[int, ...], key: tuple[int, ...], words
 @given(st.tuples(WORDS, WORDS, WORDS, WORDS), st.tuples(WORDS, WORDS))
 def test_equals_plain_integers(counter: tuple[int, ...], key: tuple[int, ...]) -> None:
     assert compiled(counter, key) == plain_philox(counter, key)
+
+
+@njit
+def one_word(seed, antithetic, b, i, k):
+    return word(seed, antithetic, b, i, k)
+
+
+@given(st.sampled_from(["iid", "antithetic"]), st.integers(0, 2**63 - 1), WORDS, st.integers(0, 2**63 - 1), WORDS)
+def test_a_word_alone_is_that_of_plain_integers(sampler: str, seed: int, b: int, i: int, k: int) -> None:
+    found = one_word(np.uint64(seed), sampler == "antithetic", *map(np.uint64, (b, i, k)))
+    assert found == plain_word(sampler, seed, b, i, k)
 
 
 def test_example() -> None:

@@ -64,6 +64,14 @@ def layers(*shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Layer, ...
             {"num_samples": 9, "sampler": "sobol", "directions": np.ones((2, 33), np.uint32)},
             r"directions has shape \(2, 33\): expected \(latent, bits\) with at most 32 bits",
         ),
+        (
+            {"num_samples": 4, "sampler": "sobol", "directions": np.ones((2, 0), np.uint32)},
+            r"directions has shape \(2, 0\): expected \(latent, bits\)",
+        ),
+        (
+            {"num_samples": 4, "sampler": "sobol", "directions": np.ones(30, np.uint32)},
+            r"directions has shape \(30,\): expected \(latent, bits\)",
+        ),
         ({"num_samples": 4, "seed": -1}, r"seed is -1: expected 0 <= seed < 2\*\*63"),
         ({"num_samples": 4, "seed": 2**63}, rf"seed is {2**63}: expected 0 <= seed < 2\*\*63"),
         ({"num_samples": 4, "datum_offset": -1}, r"datum_offset is -1: expected 0 <= datum_offset < 2\*\*32"),
@@ -184,6 +192,7 @@ def test_upstream_has_one_value_for_each_error(shape: tuple[int, ...]) -> None:
 def test_checks_of_parts_alone() -> None:
     check_draw(Draw(N, datum_offset=2**32 - B), B, D, None)
     check_draw(Draw(N), B, D, (B, N, D))
+    check_draw(Draw(N, directions=np.ones((1, 30), np.uint32)), B, D, None)  # which "iid" does not look at
     check_layers((((M, D), (M,)),), D, M)
 
 

@@ -69,6 +69,11 @@ def test_the_defaults_are_torchs() -> None:
     assert mcelbo.noise(1, 2, 3, 0).shape == (2, 3, 0)
 
 
+def test_the_noise_of_the_last_datum_can_be_drawn() -> None:
+    last = mcelbo.noise(1, 1, 3, 2, datum_offset=2**32 - 1)
+    assert torch.equal(mcelbo.noise(1, 2, 3, 2, datum_offset=2**32 - 2)[1:], last)
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seed": -1}, ValueError, "seed is -1: expected 0 <= seed < 2**63"),
     ({"seed": 1.5}, TypeError, "seed is 1.5, float: expected an integer"),

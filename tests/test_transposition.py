@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 from numba import njit
 
-from mcelbo_kernels.cpu.shape import Shape, host_shape
+from mcelbo_kernels.cpu.shape import Shape
 from mcelbo_kernels.cpu.transposition import load_block, rounded, store_block, transposed
-
-SHAPES = [
-    host_shape("float32"),
-    host_shape("float64"),
-    Shape("float32", 8, 2, 4),
-    Shape("float64", 8, 2, 2),
-    Shape("float32", 6, 2, 8),
-]
-on_every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+from tests.test_tile import on_every_shape
 
 
 @njit
