@@ -13,6 +13,7 @@ from hypothesis import given
 from mcelbo_kernels import cpu, reference
 from mcelbo_kernels.cpu import gram
 from mcelbo_kernels.cpu.layers import PANELS_OF_A_SUM
+from mcelbo_kernels.cpu.quadratic import mirrored
 from mcelbo_kernels.cpu.shape import host_shape
 from mcelbo_kernels.problem import Activation, Draw, Layer, Need, Problem
 from tests.strategies import problems
@@ -162,3 +163,34 @@ def test_where_it_does_not_apply() -> None:
             cpu.value_and_gradients(other, need, algorithm="gram")
     with pytest.raises(ValueError, match="algorithm is 'fast': expected one of 'auto', 'grid', 'gram'"):
         cpu.value_and_gradients(problem, need, algorithm="fast")
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 40])
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_mirrored_makes_the_lower_half_both(size: int, real: Any) -> None:
+    s = np.random.default_rng(0).standard_normal((size, size)).astype(real)
+    expected = 2 * (np.tril(s) + np.tril(s, -1).T)
+    assert mirrored(s, real(2)) is not None
+    np.testing.assert_array_equal(s, expected)
+
+
+def test_it_is_taken_where_it_costs_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Problem] = []
+
+    def note(problem: Problem, *rest: Any) -> Any:
+        taken.append(problem)
+        return gram_itself(problem, *rest)
+
+    gram_itself = gram.value_and_gradients
+    monkeypatch.setattr(gram, "value_and_gradients", note)
+    few, many = well_fitted(np.float32, n=2), well_fitted(np.float32, n=20_000)
+    for problem in (few, many):
+        cpu.value_and_gradients(problem, Need.everything(problem))
+    assert taken == [many]
+
+
+def test_a_value_alone_is_worth_less() -> None:
+    # of three products of each sample the grid then needs one, but G stays what it is
+    assert gram.pays(128, 16, 512, 784)
+    assert not gram.pays(128, 16, 512, 784, gradient=False)
+    assert gram.pays(128, 160, 512, 784, gradient=False)

@@ -33,7 +33,7 @@ DOUBLE = {"rtol": 1e-10, "atol": 1e-10}  # sums of at most a few hundred float64
 
 @pytest.fixture(autouse=True)
 def _quadratic_forms_of_small_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram, "FIXED_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(gram, "OF_A_CALL", 0)
 
 
 class Case(NamedTuple):

@@ -38,7 +38,6 @@ def loss_and_gradients(scale: float = 1.0) -> tuple[Tensor, ...]:
     layer.load_state_dict(
         {"weight": torch.randn(41, 7, generator=generator), "bias": torch.randn(41, generator=generator)}
     )
-    # the grid, because a forked child has other products of matrices for a quadratic form
     decoder = nn.Sequential(layer, nn.Sigmoid())
     leaves = (mu.requires_grad_(), logvar.requires_grad_(), *decoder.parameters())
     loss = mcelbo.expected_squared_error(x, mu, logvar, decoder, num_samples=300, seed=3)

@@ -23,6 +23,7 @@ from mcelbo_kernels.cpu.tile import (
     row_sums,
     rows_add,
     rows_apart,
+    rows_up_to,
     store_tile,
     zero_tile,
 )
@@ -56,6 +57,12 @@ def product_of_columns(shape, left, right, out):
 def product_of_rows(shape, left, first, last, stride, right, out):
     apart = columns_apart(shape, first, last, stride)
     store_tile(out, 0, rows_add(shape, zero_tile(shape), left, 0, apart, right, 0))
+
+
+@njit
+def product_up_to(shape, last, left, right, out):
+    apart = rows_up_to(shape, last, left.shape[1])
+    store_tile(out, 0, outer_add(shape, zero_tile(shape), left, 0, apart, right, 0))
 
 
 @inline
@@ -112,6 +119,16 @@ def test_rows_add_of_columns_in_panels(shape: Shape) -> None:
         product_of_rows(shape, panels.reshape(-1), first, last, steps * shape.width, right, out)
         chosen = columns[:, np.minimum(first + np.arange(shape.rows), last)]
         np.testing.assert_allclose(out, chosen.T.astype(float) @ right, atol=60 * np.finfo(shape.real).eps)
+
+
+@on_every_shape
+def test_rows_up_to_the_last(shape: Shape) -> None:
+    left, right = numbers(shape, shape.rows + 3, 4), numbers(shape, shape.width)
+    out = np.empty((shape.rows, shape.width), shape.real)
+    for last in (0, 1, shape.rows - 1, shape.rows + 2):
+        product_up_to(shape, last, left, right, out)
+        chosen = left[np.minimum(np.arange(shape.rows), last), 0]
+        np.testing.assert_array_equal(out, chosen[:, None] * right)
 
 
 @on_every_shape

@@ -267,6 +267,11 @@ class Need(NamedTuple):
     logvar: bool
     layers: tuple[tuple[bool, bool], ...]
 
+    @property
+    def gradient(self) -> bool:
+        """Whether there is any."""
+        return self.x or self.weight or self.mu or self.logvar or any(map(any, self.layers))
+
     @classmethod
     def everything(cls, problem: Problem) -> Need:
         """Ask for all gradients that `problem` has."""

@@ -12,14 +12,11 @@ from mcelbo.likelihoods import Bernoulli, Gaussian
 from mcelbo.losses import ELBOLoss, expected_squared_error, posterior_parameters
 from mcelbo.sampling import noise
 from mcelbo.spread import Spread, reconstruction_spread
-from mcelbo.threads import product, torch_team
-from mcelbo_kernels.cpu import use_products, use_team
+from mcelbo.threads import torch_team
+from mcelbo_kernels.cpu import use_team
 
 __version__ = version("mcelbo")
-_team = torch_team()
-use_team(_team)
-if _team is not None:
-    use_products(product)
+use_team(torch_team())
 __all__ = [
     "Bernoulli",
     "Bound",

@@ -1,4 +1,4 @@
-"""torch's own threads and products of matrices, which the kernels borrow.
+"""torch's own threads, which the kernels borrow.
 
 After an operation torch's threads look out for the next one for some milliseconds, each on its core. Other threads
 would have to wait for those cores; these are there already, and as many as torch was told to use.
@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from mcelbo_kernels.cpu import Team
-from mcelbo_kernels.problem import Array
 
 PROCESS_FLAGS = 6  # in /proc/self/stat, counted from behind the name of the program
 FORKED_WITHOUT_PROGRAM = 0x40
@@ -42,32 +41,6 @@ def torch_team() -> Team | None:
         run = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
         return Team("torch's OpenMP team", ctypes.cast(run, ctypes.c_void_p).value or 0)
     return None
-
-
-def product(a: Array, b: Array) -> Array:
-    """Return a b by torch, on the threads that it was told to use.
-
-    Parameters
-    ----------
-    a, b : ndarray
-        Matrices of one dtype.
-
-    Returns
-    -------
-    ndarray
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> product(np.ones((2, 3)), np.ones((3, 1)))
-    array([[3.],
-           [3.]])
-    """
-    if torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            return product(a, b)
-    result: Array = torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-    return result
 
 
 def forked() -> bool:

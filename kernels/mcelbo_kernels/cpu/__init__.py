@@ -1,7 +1,6 @@
 """The CPU backend: the functions of `mcelbo_kernels.reference`, fast and in the problem's own precision."""
 
 from mcelbo_kernels.cpu.crew import Team, present_team, use_team
-from mcelbo_kernels.cpu.gram import use_products
 from mcelbo_kernels.cpu.noise import noise
 from mcelbo_kernels.cpu.pixels import DecodedErrors, decoded_errors
 from mcelbo_kernels.cpu.schedule import errors, gradients
@@ -15,7 +14,6 @@ __all__ = [
     "gradients",
     "noise",
     "present_team",
-    "use_products",
     "use_team",
     "value_and_gradients",
 ]

@@ -95,3 +95,8 @@ class Totals(NamedTuple):
 def contiguous(array: Array) -> Array:
     """Return the array, or a copy where it is strided or read-only: a kernel is compiled for one layout."""
     return array if array.flags.c_contiguous and array.flags.writeable else array.copy(order="C")
+
+
+def address(array: Array | None) -> int:
+    """Return where the array's data begin, 0 for None."""
+    return 0 if array is None else array.__array_interface__["data"][0]

@@ -14,50 +14,25 @@ better than its centre is not: so this serves sums and means alone.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import cast
 
 import numpy as np
 
 from mcelbo_kernels.cpu.buffers import contiguous
 from mcelbo_kernels.cpu.cell import QUADRATIC, Cell
-from mcelbo_kernels.cpu.quadratic import activate_in_place
+from mcelbo_kernels.cpu.layout import kind_of
+from mcelbo_kernels.cpu.memory import Workspace, leave, take
+from mcelbo_kernels.cpu.product import multiply
+from mcelbo_kernels.cpu.quadratic import activate_in_place, mirrored
 from mcelbo_kernels.cpu.schedule import quietly, run
+from mcelbo_kernels.cpu.shape import host_shape
 from mcelbo_kernels.problem import Array, Gradients, Layer, Moments, Need, Problem
 
-# What a call and a pixel's error take, in multiplications of a pass: measured, see `pays`.
-FIXED_MULTIPLICATIONS = 4e7
-MULTIPLICATIONS_OF_A_PIXEL = 8
-
-Multiply = Callable[[Array, Array], Array]
-
-_multiply: Multiply = np.matmul
-
-
-def use_products(multiply: Multiply) -> None:
-    """Let `multiply` do the plain products of matrices, in place of `numpy.matmul`.
-
-    Parameters
-    ----------
-    multiply : callable
-        (a, b) -> a b for two matrices of any strides and of one dtype.
-
-    Examples
-    --------
-    >>> use_products(np.matmul)
-    """
-    global _multiply
-    _multiply = multiply
-
-
-def _start_anew() -> None:
-    """Forget in a forked child who multiplies: another library's threads may be its parent's alone."""
-    use_products(np.matmul)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+# Measured, in multiplications of a pass: a call without its products, each datum's pixel in it, a pixel's error in the
+# grid, and what a multiplication of those products takes, with all that goes with them.
+OF_A_CALL, OF_A_DATUM_S_PIXEL, OF_AN_ERROR, OF_A_PRODUCT = 4.5e7, 400, 8, 1.4
+# A sample's products are shorter than the grid's, and of one the half is enough.
+OF_A_SAMPLE_S_PRODUCT = 0.75
 
 
 def applies(problem: Problem) -> bool:
@@ -66,41 +41,47 @@ def applies(problem: Problem) -> bool:
     return problem.cell == "squared_error" and problem.layers[-1].activation.name == "identity" and shared
 
 
-def pays(batch: int, samples: int, hidden: int, pixels: int) -> bool:
-    """Tell whether it costs less than the grid, by the multiplications of value and gradients that differ.
+def pays(batch: int, samples: int, hidden: int, pixels: int, gradient: bool = True) -> bool:
+    """Tell whether it costs less than the grid, by the multiplications that differ.
 
-    For each sample 3 H^2 (with the half of S, 2.5) instead of 3 H m, and for each call the products of G, S and the
-    batch: 2 H^2 m and 5 B H m. As measured, the error of a pixel takes a pass as long as 8 more hidden units; and a
-    call's products take twice as long as a pass's, with all that goes with them, on top of what they take at least.
+    With gradients the grid takes 3 H m for each sample. This takes H^2 instead of H m there, and for each call the
+    products of G, S and the batch: 2 H^2 m and 5 B H m. For the value alone it is one each of a sample and G, and two
+    of the batch.
     """
-    grid = 3 * batch * samples * (hidden + MULTIPLICATIONS_OF_A_PIXEL) * pixels
-    gram = 2.5 * batch * samples * hidden**2 + 2 * (2 * hidden**2 * pixels + 5 * batch * hidden * pixels)
-    return gram + FIXED_MULTIPLICATIONS < grid
+    of_a_sample, of_a_square, of_a_batch = (3, 2, 5) if gradient else (1, 1, 2)
+    grid = of_a_sample * batch * samples * (hidden + OF_AN_ERROR) * pixels
+    products = of_a_square * hidden**2 * pixels + of_a_batch * batch * hidden * pixels
+    of_samples = of_a_sample * OF_A_SAMPLE_S_PRODUCT * batch * samples * hidden**2
+    of_pixels = OF_A_DATUM_S_PIXEL * batch * pixels
+    return of_samples + OF_A_PRODUCT * products + of_pixels + OF_A_CALL < grid
 
 
 @quietly
 def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple[Moments, Gradients]:
     """Return what `schedule.value_and_gradients` returns, for problems that `applies` holds for."""
-    multiply, (*hidden, last) = _multiply, problem.layers
+    kind = ("gram", kind_of(problem, need, host_shape(problem.x.dtype.name), threads=threads))
+    memory = take(kind, Workspace)
+    found = by_quadratic_form(problem, need, threads, memory.restart())
+    leave(kind, memory)
+    return found
+
+
+def by_quadratic_form(problem: Problem, need: Need, threads: int, memory: Workspace) -> tuple[Moments, Gradients]:
+    """Compute what is above, in the order in which it stands there."""
+    *hidden, last = problem.layers
+    (batch, pixels), width = problem.x.shape, last.weight.shape[1]
     w_, real = last.weight, problem.x.dtype
-    centre = hidden_values(problem, multiply)
-    # The one difference of large numbers: of a good fit little would be left in single precision.
-    exact = multiply(centre.astype(np.float64), w_.T.astype(np.float64))
-    exact += last.bias
-    np.subtract(problem.x, exact, out=exact)
-    r0 = exact.astype(real)
-    weighted, fit = r0, exact
-    if problem.weight is not None:
-        weighted = np.where(problem.weight == 0, real.type(0), problem.weight * r0)
-        fit = np.where(problem.weight == 0, 0.0, problem.weight * exact)
-        exact[np.broadcast_to(problem.weight == 0, exact.shape)] = 0.0
-    fit = np.einsum("bj,bj->b", fit, exact)
+    # p and w r0, h0 and v: one product below the other is one product
+    left, right = memory.take((2 * batch, pixels), real), memory.take((2 * batch, width), real)
+    p, weighted, centre = left[:batch], left[batch:], hidden_values(problem, threads)
+    fit, r0 = centre_errors(problem, centre, weighted, threads, memory)
     scaled = w_ if problem.weight is None else problem.weight.T * w_
+    g = multiply(w_.T, scaled, threads, out=memory.take((width, width), real))
     inner = Problem(
-        multiply(weighted, w_),
+        multiply(weighted, w_, threads),
         problem.mu if hidden else np.zeros_like(problem.mu),
         problem.logvar,
-        (*hidden, Layer(multiply(w_.T, scaled), np.zeros(w_.shape[1], real))),
+        (*hidden, Layer(g, np.zeros(width, real))),
         problem.draw,
     )
     of_last = need.layers[-1]
@@ -112,29 +93,54 @@ def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple
     if not sums:
         return result, Gradients(None, None, found.mu, found.logvar, (*found.layers[:-1], (None, None)))
     v = cast(Array, found.x)
-    change = multiply(v, w_.T)
-    p = weighted - (change if problem.weight is None else problem.weight * change)
+    change = multiply(v, w_.T, threads, out=memory.take((batch, pixels), real))
+    np.subtract(weighted, change if problem.weight is None else problem.weight * change, out=p)
     dw = dc = d_weight = None
     if squares:
-        s = cast(Array, found.layers[-1][0])
-        ws = multiply(w_, np.tril(s) + np.tril(s, -1).T)
+        twice_s = mirrored(cast(Array, found.layers[-1][0]), real.type(2))
+        dw = multiply(w_, twice_s, threads)
         if need.weight:
-            d_weight = (r0 * (r0 - 2 * change)).sum(0) + (ws * w_).sum(1)
-            d_weight = d_weight[None]
+            d_weight = ((r0 * (r0 - 2 * change)).sum(0) + (dw * w_).sum(1) / 2)[None]
+        if problem.weight is not None:
+            dw *= problem.weight.T
         if of_last[0]:
-            direct = multiply(np.concatenate([p, weighted]).T, np.concatenate([centre, v]))
-            dw = 2 * ((ws if problem.weight is None else problem.weight.T * ws) - direct)
+            np.multiply(centre, real.type(-2), out=right[:batch])
+            np.multiply(v, real.type(-2), out=right[batch:])
+            multiply(left.T, right, threads, out=dw, add=True)
     if of_last[1]:
         dc = (-2 * p.sum(0, dtype=np.float64)).astype(real)
-    layers = (*found.layers[:-1], (dw, dc))
+    layers = (*found.layers[:-1], (dw if of_last[0] else None, dc))
     return result, Gradients(2 * p if need.x else None, d_weight, found.mu, found.logvar, layers)
 
 
-def hidden_values(problem: Problem, multiply: Multiply) -> Array:
+def centre_errors(
+    problem: Problem, centre: Array, weighted: Array, threads: int, memory: Workspace
+) -> tuple[Array, Array]:
+    """Return sum_j w r0^2 (B,) and r0 (B, m), and write w r0 to `weighted`.
+
+    This is the one difference of large numbers: of a good fit little would be left in single precision.
+    """
+    weight, bias = problem.layers[-1].weight, problem.layers[-1].bias
+    wide_centre, wide_weight = memory.take(centre.shape), memory.take(weight.shape)
+    wide_centre[:], wide_weight[:] = centre, weight
+    exact = multiply(wide_centre, wide_weight.T, threads, out=memory.take(problem.x.shape))
+    exact += bias
+    np.subtract(problem.x, exact, out=exact)
+    if problem.weight is None:
+        weighted[:] = exact
+        return np.einsum("bj,bj->b", exact, exact), weighted
+    excluded, r0 = problem.weight == 0, exact.astype(weighted.dtype)
+    weighted[:] = np.where(excluded, 0, problem.weight * r0)
+    fit = np.where(excluded, 0, problem.weight * exact)
+    exact[np.broadcast_to(excluded, exact.shape)] = 0
+    return np.einsum("bj,bj->b", fit, exact), r0
+
+
+def hidden_values(problem: Problem, threads: int) -> Array:
     """Return the last hidden layer (B, H) of the posteriors' means."""
     h = problem.mu
     for layer in problem.layers[:-1]:
-        a = contiguous(multiply(h, layer.weight.T) + layer.bias)
+        a = contiguous(multiply(h, layer.weight.T, threads) + layer.bias)
         cell = Cell("identity", (layer.activation.name,), QUADRATIC, False, False)
         activate_in_place(cell, a.reshape(-1), a.dtype.type(layer.activation.parameter))
         h = a

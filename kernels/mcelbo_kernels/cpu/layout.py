@@ -50,12 +50,6 @@ class Kind(NamedTuple):
         return np.dtype(self.tile.real)
 
     @property
-    def gradient(self) -> bool:
-        """Whether any gradient is needed."""
-        need = self.need
-        return need.x or need.weight or need.mu or need.logvar or any(map(any, need.layers))
-
-    @property
     def rows(self) -> int:
         """Samples of all data."""
         return self.batch * self.samples
@@ -103,7 +97,7 @@ class Layout(NamedTuple):
 
 def lay_out(kind: Kind) -> Layout:
     """Choose what is compiled, how long a chunk is, and where each layer's numbers lie."""
-    shape, need, gradient = kind.tile, kind.need, kind.gradient
+    shape, need, gradient = kind.tile, kind.need, kind.need.gradient
     *hidden, output = (activation.name for _, activation in kind.layers)
     weighted = (kind.weights > 0 or need.x) and kind.likelihood != QUADRATIC
     thin = is_thin(kind)
@@ -159,7 +153,7 @@ def thin_chunk(kind: Kind, shape: Shape) -> tuple[int, int]:
 def chunk(kind: Kind, columns: list[tuple[int, int]]) -> tuple[int, int]:
     """Return the rows of a chunk, and the tiles of its tasks; `columns` are the padded (outputs, inputs) of layers."""
     shape, need = kind.tile, kind.need
-    of_a_row = sum(inputs + kind.gradient * outputs for outputs, inputs in columns)
+    of_a_row = sum(inputs + need.gradient * outputs for outputs, inputs in columns)
     beside = 2 * columns[0][1] + (need.x + need.weight) * columns[-1][0]
     affordable = BYTES_OF_A_CHUNK // max(1, (of_a_row + beside) * kind.real.itemsize)
     longest = min(ROWS_OF_A_CHUNK, max(FEWEST_ROWS_OF_A_CHUNK, affordable))

@@ -51,7 +51,7 @@ def leave(kind: Hashable, buffers: Sized) -> None:
 
 
 class Workspace:
-    """Makes the arrays of a kind of call.
+    """Makes the arrays of a kind of call, and gives them again in the same order after `restart`.
 
     Attributes
     ----------
@@ -61,12 +61,22 @@ class Workspace:
 
     def __init__(self) -> None:
         self.nbytes = 0
+        self._made: list[Array] = []
+        self._given = 0
+
+    def restart(self) -> Workspace:
+        """Let the next call of the kind ask for its arrays."""
+        self._given = 0
+        return self
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any] = FLOAT64) -> Array:
         """Return uninitialised memory that starts on a cache line, so that no vector straddles two."""
-        size = math.prod(shape) * dtype.itemsize
-        self.nbytes += size
-        return np.ndarray(shape, dtype, aligned_block(size))
+        if self._given == len(self._made):
+            size = math.prod(shape) * dtype.itemsize
+            self.nbytes += size
+            self._made.append(np.ndarray(shape, dtype, aligned_block(size)))
+        self._given += 1
+        return self._made[self._given - 1]
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any] = FLOAT64) -> Array:
         """Return such memory filled with zeros."""

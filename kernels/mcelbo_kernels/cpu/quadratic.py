@@ -17,6 +17,8 @@ from mcelbo_kernels.cpu.layers import PANELS_OF_A_SUM, ROWS_OF_A_SUM, add_produc
 from mcelbo_kernels.cpu.shape import lanes_of, rows_of, width_of
 from mcelbo_kernels.cpu.tile import accumulate, load_vector, row_sums, store_vector, zero_tile, zero_vector
 
+SQUARE = 16
+
 
 # delta = h - h0
 @part
@@ -95,3 +97,15 @@ def sum_deltas(shape, cell, inputs, layer, p, first, count, chunk, scratch, tota
 def activate_in_place(cell, a, parameter):
     for i in range(a.size):
         a[i] = activate(cell, 0, a[i], parameter)[0]
+
+
+# s[j, i] = s[i, j] = factor s[i, j] for j <= i, in place; in squares, of whose rows all columns stay in the cache
+@jit
+def mirrored(s, factor):
+    size = len(s)
+    for first in range(0, size, SQUARE):
+        for column in range(0, first + 1, SQUARE):
+            for i in range(first, min(size, first + SQUARE)):
+                for j in range(column, min(i + 1, column + SQUARE)):
+                    s[i, j] = s[j, i] = factor * s[i, j]
+    return s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mcelbo_kernels.cpu import buffers
-from mcelbo_kernels.cpu.buffers import Inputs, Totals, contiguous
+from mcelbo_kernels.cpu.buffers import Inputs, Totals, address, contiguous
 from mcelbo_kernels.cpu.crew import carry_out
 from mcelbo_kernels.cpu.grid import work
 from mcelbo_kernels.cpu.layout import kind_of
@@ -162,11 +162,6 @@ def share(plan: Plan, inputs: Inputs, begin: int, end: int, totals: Totals) -> N
         work(layout.shape, layout.cell, inputs, begin, end, chunk, scratches, totals, board, number)
 
     carry_out(take_part, len(scratches.sums) - 1, (layout.shape, layout.cell))
-
-
-def address(array: Array | None) -> int:
-    """Return where the array's data begin, 0 for None."""
-    return 0 if array is None else array.__array_interface__["data"][0]
 
 
 def layer_gradients(problem: Problem, need: Need) -> LayerGradients:

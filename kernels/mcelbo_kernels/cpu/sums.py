@@ -55,7 +55,7 @@ def value_and_gradients(
             "that the batch shares"
         )
     pixels, hidden = problem.layers[-1].weight.shape
-    pays = gram.pays(len(problem.x), problem.draw.num_samples, hidden, pixels)
+    pays = gram.pays(len(problem.x), problem.draw.num_samples, hidden, pixels, need.gradient)
     if algorithm == "gram" or (algorithm == "auto" and possible and pays):
         return gram.value_and_gradients(problem, need, threads)
     return schedule.value_and_gradients(problem, need, threads)

@@ -202,6 +202,22 @@ def rows_apart(typing: Any, shape: Any, distance: Any) -> Any:
 
 
 @intrinsic
+def rows_up_to(typing: Any, shape: Any, last: Any, distance: Any) -> Any:
+    """Return such offsets of rows none of which lies beyond row `last`."""
+    rows = shape.shape.rows
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, end, step = arguments
+        value = ir.Constant(Offsets(rows).llvm, ir.Undefined)
+        for r in range(rows):
+            row = builder.select(builder.icmp_signed("<", INT64(r), end), INT64(r), end)
+            value = builder.insert_value(value, builder.mul(row, step), r)
+        return value
+
+    return Offsets(rows)(shape, types.intp, types.intp), code
+
+
+@intrinsic
 def columns_apart(typing: Any, shape: Any, first: Any, last: Any, stride: Any) -> Any:
     """Return the offsets of consecutive columns, `first` and so on but none beyond `last`, of one row of a matrix.
 
