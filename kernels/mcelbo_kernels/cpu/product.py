@@ -51,7 +51,7 @@ from mcelbo_kernels.problem import Array
 TILES_OF_A_TASK = 16
 TASKS = 4
 # Below so many multiplications a kernel is not worth calling, and a helper not worth waking.
-WORTH_A_KERNEL = 1 << 15
+WORTH_A_KERNEL = 1 << 12
 WORTH_A_HELPER = 1 << 20
 
 
@@ -224,7 +224,10 @@ def multiply(a: Array, b: Array, threads: int = 1, *, out: Array | None = None, 
     multiplications = rows * terms * columns
     c = np.empty((rows, columns), a.dtype) if out is None else out
     if multiplications < WORTH_A_KERNEL:
-        return np.add(c, np.matmul(a, b), out=c) if add else np.matmul(a, b, out=c)
+        # not by BLAS, which fetches some megabytes when it is called first
+        start = c if add else c.dtype.type(0)
+        np.add(start, np.einsum("ik,kj->ij", a, b), out=c)
+        return c
     threads = threads if multiplications >= WORTH_A_HELPER else 1
     shape, size = host_shape(a.dtype.name), a.itemsize
     factors = Factors(
