@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from mcelbo.threads import torch_team
 from mcelbo_kernels import cpu
 from mcelbo_kernels.cpu import crew, schedule
-from mcelbo_kernels.problem import Need, Problem
+from mcelbo_kernels.problem import Draw, Need, Problem
 from tests.strategies import problems
 from tests.test_grid import assert_same, random_problem
 
@@ -54,6 +55,31 @@ def helpers_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def only_the_pool(helpers_from: str) -> None:
     if helpers_from != "pool":
         pytest.skip("a team comes at once, or the call waits for it")
+
+
+@pytest.mark.usefixtures("only_the_pool")
+def test_each_kind_of_noise_is_compiled_before_helpers_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_compiled", set())
+    problem = random_problem(2, 5, 33, 64)
+    for known, sampler in enumerate(("iid", "sobol"), start=1):
+        schedule.errors(replace(problem, draw=Draw(64, 1, sampler)), 2)
+        assert len(crew._compiled) == known
+
+
+@pytest.mark.usefixtures("only_the_pool")
+def test_a_pool_that_starts_no_thread_keeps_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    problem = random_problem(2, 5, 33, 64)
+    expected = schedule.errors(problem)
+    monkeypatch.setattr(crew, "_pool", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        np.testing.assert_array_equal(schedule.errors(problem, 2), expected)
+        assert crew._pool is None
+    np.testing.assert_array_equal(schedule.errors(problem, 2), expected)
+    assert crew._pool is not None
 
 
 def script(helpers_from: str, text: str) -> list[str]:

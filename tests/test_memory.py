@@ -274,10 +274,12 @@ def test_what_has_waited_longest_is_dropped_first(left: dict[Any, Any], monkeypa
     assert list(left) == ["b", "c", "d"]
     memory.leave("b", memory.take("b", never))
     assert list(left) == ["c", "d", "b"]
+    memory.leave("c", Block(10, 1))  # of a call at the same time as another of its kind
+    assert list(left) == ["d", "b", "c"]
     memory.leave("e", Block(90))
-    assert list(left) == ["b", "e"]
+    assert list(left) == ["c", "e"]
     memory.leave("f", Block(101))
-    assert list(left) == ["b", "e"]
+    assert list(left) == ["c", "e"]
     memory.leave("f", Block(100))
     assert list(left) == ["f"]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcelbo_kernels.cpu import product
+from mcelbo_kernels.cpu import crew, product
 from mcelbo_kernels.cpu.layers import COLUMNS_OF_A_SUM
 from mcelbo_kernels.cpu.product import multiply
 
@@ -61,6 +61,21 @@ def test_the_same_bits_for_any_number_of_threads(real: Any) -> None:
     alone = multiply(a, b)
     for threads in (2, 3, 2, 3):
         np.testing.assert_array_equal(multiply(a, b, threads), alone)
+
+
+@pytest.fixture
+def _pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No team helps, and no kernel is known to be compiled: as in the first call of a process without torch."""
+    monkeypatch.setattr(crew, "_team", None)
+    monkeypatch.setattr(crew, "_compiled", set())
+
+
+@pytest.mark.usefixtures("_pool")
+def test_the_first_call_on_the_pool_adds_once() -> None:
+    c = np.ones((64, 64))
+    for times in (1, 2):
+        multiply(np.ones((64, 5)), np.ones((5, 64)), 3, out=c, add=True)
+        np.testing.assert_array_equal(c, np.full((64, 64), 1.0 + 5 * times))
 
 
 def test_what_is_not_finite_stays_in_its_row_and_column() -> None:

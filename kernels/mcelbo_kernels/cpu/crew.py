@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple
 
@@ -104,12 +103,16 @@ def compile_here(take_part: Callable[[Array, int], object], kernel: Hashable) ->
 def call_on_pool(task: Callable[[int], object], helpers: int) -> None:
     """Have threads call task(1) to task(helpers) soon; it must return by itself once there is nothing left to do."""
     global _pool
-    # Where no thread can be started, as when the interpreter is shutting down, there is no help.
-    with _lock, suppress(RuntimeError):
-        if _pool is None:
-            _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mcelbo")
-        for number in range(1, helpers + 1):
-            _pool.submit(task, number)
+    with _lock:
+        try:
+            if _pool is None:
+                _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mcelbo")
+            for number in range(1, helpers + 1):
+                _pool.submit(task, number)
+        except RuntimeError:
+            # Where no thread can be started, as when the interpreter is shutting down, there is no help; the pool would
+            # keep the task, and with it all that the call computes with.
+            _pool = None
 
 
 def _start_anew() -> None:

@@ -44,6 +44,7 @@ def leave(kind: Hashable, buffers: Sized) -> None:
     """Leave buffers to the next call of this kind, and drop those that have waited longest if it is too much."""
     if buffers.nbytes > BYTES_KEPT:
         return
+    _left.pop(kind, None)
     _left[kind] = buffers
     waiting = list(_left.items())
     while len(waiting) > KINDS_KEPT or sum(others.nbytes for _, others in waiting) > BYTES_KEPT:

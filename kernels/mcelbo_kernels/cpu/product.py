@@ -154,7 +154,7 @@ def multiply_blocks(shape, factors, room, c, board, number):
     panel, sums = room.panels[number].reshape(-1), room.sums[number].reshape(-1)
     of_a_task, panels = factors.tiles * rows_of(shape), panels_of(shape, factors.columns)
     tasks, taken, turns = panels * -(-factors.rows // of_a_task), False, 0
-    if number == 0:
+    if number == 0 and atomic_load(board, TICKET) >= 0:
         open_phase(board, 0)
     while True:
         ticket = atomic_add(board, TICKET, 1) if taken else atomic_load(board, TICKET)

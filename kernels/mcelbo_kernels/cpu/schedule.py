@@ -161,7 +161,7 @@ def share(plan: Plan, inputs: Inputs, begin: int, end: int, totals: Totals) -> N
     def take_part(board: Array, number: int) -> None:
         work(layout.shape, layout.cell, inputs, begin, end, chunk, scratches, totals, board, number)
 
-    carry_out(take_part, len(scratches.sums) - 1, (layout.shape, layout.cell))
+    carry_out(take_part, len(scratches.sums) - 1, (layout.shape, layout.cell, type(inputs.key)))
 
 
 def layer_gradients(problem: Problem, need: Need) -> LayerGradients:
