@@ -88,6 +88,24 @@ def wait_for(board, tasks):
         turns += 1
 
 
+@inline
+def go_on(board, number, opened, last, tasks, turns):
+    """Where no task is left to take: open what follows phase `opened`, or close, as number 0; rest as another.
+
+    Returns the phase that is open then, by what number 0 knows, and how often another has rested.
+    """
+    if number != 0:
+        rest(turns)
+        return opened, turns + 1
+    if opened >= 0:
+        wait_for(board, tasks)
+    if opened == last:
+        close(board)
+    else:
+        open_phase(board, opened + 1)
+    return opened + 1, turns
+
+
 @jit
 def close(board):
     """Send every thread home."""

@@ -28,9 +28,7 @@ from mcelbo_kernels.cpu.board import (
     TICKET,
     atomic_add,
     atomic_load,
-    close,
-    open_phase,
-    wait_for,
+    go_on,
 )
 from mcelbo_kernels.cpu.buffers import INPUTS, OUTPUTS, TOTAL, own_scratch
 from mcelbo_kernels.cpu.cell import has_gradient, is_thin, is_whole
@@ -44,7 +42,6 @@ from mcelbo_kernels.cpu.layers import (
 )
 from mcelbo_kernels.cpu.packing import pack_inputs, pack_outputs, unpack_gradient
 from mcelbo_kernels.cpu.quadratic import quadratic_forward, sum_deltas
-from mcelbo_kernels.cpu.rest import rest
 from mcelbo_kernels.cpu.samples import draw, reduce_rows, scale_rows
 from mcelbo_kernels.cpu.shape import rows_of
 from mcelbo_kernels.cpu.team import call_again
@@ -171,15 +168,6 @@ def work(shape, cell, inputs, begin, end, chunk, scratches, totals, board, numbe
             else:
                 panel_task(shape, cell, inputs, task - 1, rows, first, count, chunk, scratch, totals)
             atomic_add(board, DONE, 1)
-        elif number == 0:
-            if opened >= 0:
-                wait_for(board, tasks)
-            opened += 1
-            if opened > last:
-                close(board)
-            else:
-                open_phase(board, opened)
         else:
-            rest(turns)
-            turns += 1
+            opened, turns = go_on(board, number, opened, last, tasks, turns)
         taken = False

@@ -22,16 +22,13 @@ from mcelbo_kernels.cpu.board import (
     TICKET,
     atomic_add,
     atomic_load,
-    close,
-    open_phase,
-    wait_for,
+    go_on,
 )
 from mcelbo_kernels.cpu.buffers import address
 from mcelbo_kernels.cpu.crew import carry_out
 from mcelbo_kernels.cpu.layers import COLUMNS_OF_A_SUM, panels_of
 from mcelbo_kernels.cpu.memory import Workspace, leave, take
 from mcelbo_kernels.cpu.packing import array_at
-from mcelbo_kernels.cpu.rest import rest
 from mcelbo_kernels.cpu.shape import Shape, host_shape, lanes_of, rows_of, width_of
 from mcelbo_kernels.cpu.team import call_again
 from mcelbo_kernels.cpu.tile import (
@@ -153,9 +150,7 @@ def multiply_blocks(shape, factors, room, c, board, number):
         return
     panel, sums = room.panels[number].reshape(-1), room.sums[number].reshape(-1)
     of_a_task, panels = factors.tiles * rows_of(shape), panels_of(shape, factors.columns)
-    tasks, taken, turns = panels * -(-factors.rows // of_a_task), False, 0
-    if number == 0 and atomic_load(board, TICKET) >= 0:
-        open_phase(board, 0)
+    tasks, opened, taken, turns = panels * -(-factors.rows // of_a_task), -1, False, 0
     while True:
         ticket = atomic_add(board, TICKET, 1) if taken else atomic_load(board, TICKET)
         if ticket < 0:
@@ -168,12 +163,8 @@ def multiply_blocks(shape, factors, room, c, board, number):
             row, column = task // panels * of_a_task, task % panels * width_of(shape)
             multiply_block(shape, factors, row, column, panel, sums, c)
             atomic_add(board, DONE, 1)
-        elif number == 0:
-            wait_for(board, tasks)
-            close(board)
         else:
-            rest(turns)
-            turns += 1
+            opened, turns = go_on(board, number, opened, 0, tasks, turns)
         taken = False
 
 
