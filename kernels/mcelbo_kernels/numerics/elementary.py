@@ -6,19 +6,17 @@ below the rounding of the precision that it serves. The errors of the functions 
 
 from __future__ import annotations
 
-from numba import types
-from numba.extending import overload
-
 from mcelbo_kernels._compile import inline
 from mcelbo_kernels.numerics.lanes import (
     absolute,
+    by_last,
     by_precision,
     constant,
     fma,
     less,
     polynomial,
     power_of_two,
-    real_of,
+    quotient,
     select,
 )
 
@@ -160,7 +158,7 @@ def exp(x):
 @inline
 def log1p_of_fraction(e):
     """ln(1 + e) for 0 <= e <= 1, as 2 atanh(e / (2 + e))."""
-    s = e / (e + constant(e, 2.0))
+    s = quotient(e, e + constant(e, 2.0))
     return (s + s) * polynomial(s * s, by_precision(e, ATANH_32, ATANH_64))
 
 
@@ -169,7 +167,7 @@ def softplus_parts(x):
     """ln(1 + e^x) as max(x, 0) and ln(1 + e^-|x|), and its slope 1/(1 + e^-x): no exponential overflows."""
     e = exp(-absolute(x))
     one, off = constant(x, 1.0), less(x, 0.0)
-    return select(off, constant(x, 0.0), x), log1p_of_fraction(e), select(off, e, one) / (one + e)
+    return select(off, constant(x, 0.0), x), log1p_of_fraction(e), quotient(select(off, e, one), one + e)
 
 
 @inline
@@ -178,7 +176,7 @@ def tanh(x):
     square = x * x
     near = fma(x * square, polynomial(square, by_precision(x, TANH_32, TANH_64)), x)
     one = constant(x, 1.0)
-    far = one - constant(x, 2.0) / (exp(x + x) + one)
+    far = one - quotient(constant(x, 2.0), exp(x + x) + one)
     return select(less(absolute(x), TANH_EDGE), near, far)
 
 
@@ -186,19 +184,22 @@ def tanh(x):
 def expm1(x):
     """e^x - 1 for x <= 0, as 2 t/(1 - t) with t = tanh(x/2)."""
     t = tanh(x * constant(x, 0.5))
-    return (t + t) / (constant(x, 1.0) - t)
+    return quotient(t + t, constant(x, 1.0) - t)
 
 
-def residue(x, k):
+@inline
+def residue_float32(x, k):
+    """Return x + k ln 2, for which one constant is near enough: k has 8 bits."""
+    return fma(k, LN2, x)
+
+
+@inline
+def residue_float64(x, k):
     """Return x + k ln 2."""
+    return fma(k, LN2_LOW_64, fma(k, LN2_HIGH_64, x))
 
 
-@overload(residue, jit_options={"forceinline": True})
-def residue_by_precision(x, k):
-    """One constant is near enough for the 8 bits of k in float32; in float64 the rest of it is needed too."""
-    if real_of(x) == types.float32:
-        return lambda x, k: fma(k, LN2, x)
-    return lambda x, k: fma(k, LN2_LOW_64, fma(k, LN2_HIGH_64, x))
+residue = by_last(residue_float32, residue_float64)
 
 
 @inline
@@ -213,7 +214,7 @@ def sigmoid(x):
     shifted = fma(x, -LOG2_E, shift)
     r = residue(x, shifted - constant(x, shift))
     one = constant(x, 1.0)
-    return one / fma(polynomial(-r, by_precision(x, EXP_32_SHORT, EXP_64)), power_of_two(shifted), one)
+    return quotient(one, fma(polynomial(-r, by_precision(x, EXP_32_SHORT, EXP_64)), power_of_two(shifted), one))
 
 
 @inline
@@ -228,7 +229,7 @@ def normal_cdf(x):
     t = absolute(x) * constant(x, SQRT_HALF)
     t = select(less(constant(x, ERFCX_LARGEST), t), constant(x, ERFCX_LARGEST), t)
     centre = constant(x, ERFCX_CENTRE)
-    scaled = polynomial((t - centre) / (t + centre), by_precision(x, ERFCX_32, ERFCX_64))
+    scaled = polynomial(quotient(t - centre, t + centre), by_precision(x, ERFCX_32, ERFCX_64))
     one = constant(x, 1.0)
-    tail = constant(x, 0.5) * exp(-(t * t)) * scaled / fma(t, 2.0, one)
+    tail = quotient(constant(x, 0.5) * exp(-(t * t)) * scaled, fma(t, 2.0, one))
     return select(less(x, 0.0), tail, one - tail)

@@ -15,6 +15,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
+from mcelbo_kernels._compile import inline
+
 INT32, INT64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -229,6 +231,32 @@ def by_precision(typing: Any, like: Any, single: Any, double: Any) -> Any:
         return arguments[index]
 
     return (single, double)[index - 1](like, single, double), code
+
+
+def by_last(single: Callable[..., Any], double: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that is `single` or `double` by the precision of its last argument, decided when compiled."""
+
+    def choice(*arguments):
+        """Stand for either."""
+
+    @overload(choice, jit_options={"forceinline": True})
+    def chosen(*arguments):
+        if real_of(arguments[-1]) == types.float32:
+            return lambda *arguments: single(*arguments)
+        return lambda *arguments: double(*arguments)
+
+    CHOICES[choice] = single, double
+    return choice
+
+
+# what `by_last` made, and of what
+CHOICES: dict[Callable[..., Any], tuple[Callable[..., Any], Callable[..., Any]]] = {}
+
+
+@inline
+def quotient(x, y):
+    """Return x / y, to a rounding or two."""
+    return x / y
 
 
 def sum_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:

@@ -21,11 +21,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from mcelbo_kernels._compile import inline
-from mcelbo_kernels.numerics.lanes import copy_sign, equal, fma, less, polynomial, real_of, select, square_root
+from mcelbo_kernels.numerics.lanes import by_last, copy_sign, equal, fma, less, polynomial, select, square_root
 from mcelbo_kernels.numerics.words import (
     add,
     bit_and,
@@ -204,25 +202,17 @@ def normal_float64(word: Any) -> Any:
     return quantile_float64(word, logarithm_float64(word))
 
 
-def logarithm(word: Any, like: Any) -> Any:
-    """Return the logarithm in the precision of the scalar `like`, decided when compiled."""
-    raise NotImplementedError("for use in compiled code")
+@inline
+def logarithm_by_float32(word: Any, like: Any) -> Any:
+    """Return the logarithm in the precision of the scalar `like`."""
+    return logarithm_float32(word)
 
 
-def quantile(word: Any, logarithm: Any) -> Any:
-    """Return Phi^-1 in the precision of the logarithm, decided when compiled."""
-    raise NotImplementedError("for use in compiled code")
+@inline
+def logarithm_by_float64(word: Any, like: Any) -> Any:
+    """Return the logarithm in the precision of the scalar `like`."""
+    return logarithm_float64(word)
 
 
-@overload(logarithm, jit_options={"forceinline": True})
-def _logarithm(word, like):
-    if like == types.float32:
-        return lambda word, like: logarithm_float32(word)
-    return lambda word, like: logarithm_float64(word)
-
-
-@overload(quantile, jit_options={"forceinline": True})
-def _quantile(word, logarithm):
-    if real_of(logarithm) == types.float32:
-        return lambda word, logarithm: quantile_float32(word, logarithm)
-    return lambda word, logarithm: quantile_float64(word, logarithm)
+logarithm = by_last(logarithm_by_float32, logarithm_by_float64)
+quantile = by_last(quantile_float32, quantile_float64)

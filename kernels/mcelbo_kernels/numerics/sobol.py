@@ -40,13 +40,19 @@ def scrambled(point: Any, seed: Any, flip: Any) -> Any:
 
 
 @inline
+def entry(table: Any, c: Any, k: Any) -> Any:
+    """Return the direction number of bit c and latent k."""
+    return table[c, k]
+
+
+@inline
 def point(table: Any, i: Any, k: Any) -> Any:
     """Return point i of latent k in reversed bits, a uint32; i is a uint64 below 2^(rows of the table)."""
     gray = bit_xor(i, shift_right(i, 1))
     x, c = np.uint32(0), 0
     while gray:
         if gray & np.uint64(1):
-            x = bit_xor(x, table[c, k])
+            x = bit_xor(x, entry(table, c, k))
         gray, c = shift_right(gray, 1), c + 1
     return x
 
@@ -56,6 +62,13 @@ def table_of(directions: NDArray[np.uint32]) -> NDArray[np.uint32]:
     octets = np.ascontiguousarray(directions.T, "<u4").view(np.uint8)
     reversed_octets = np.packbits(np.unpackbits(octets, bitorder="little"), bitorder="big")
     return reversed_octets.view(">u4").astype(np.uint32).reshape(directions.T.shape)
+
+
+def latents_first(directions: NDArray[np.uint32], bits: int = 32) -> NDArray[np.uint32]:
+    """Return direction numbers (d, up to `bits`) as the table of a device: (d, bits), bits reversed, then zeros."""
+    table = np.zeros((len(directions), bits), np.uint32)
+    table[:, : directions.shape[1]] = table_of(directions).T
+    return table
 
 
 def scipy_directions(latent: int) -> NDArray[np.uint32]:

@@ -1,0 +1,304 @@
+"""A layer's kernels: its output, the pixels' errors behind the last one, and the gradients back through it.
+
+Rows are a chunk's samples; layer l takes I inputs to O outputs. All matrices lie row after row. With gradients each
+layer leaves its input h (rows, I) and, in place of its activation's slope, da (rows, O).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from mcelbo_kernels.cuda.cell import activation, evaluation
+from mcelbo_kernels.cuda.operands import across_sum, along_sum, weighted_columns
+from mcelbo_kernels.cuda.product import product, shared_sizes
+from mcelbo_kernels.cuda.seam import Kernel, cuda, device, int32, int64, pointer
+from mcelbo_kernels.cuda.tile import Tile, places, written_out
+
+
+def position(tile: Tile) -> Any:
+    """Return the device function (block, rows, columns) -> (first row, valid rows, first column, valid columns)."""
+    height, width = tile.height, tile.width
+
+    @device
+    def find(block, rows, columns):
+        tiles = int32((columns + (width - 1)) // width)
+        down = int32(block // tiles)
+        first, column = int64(down) * height, int64(block - down * tiles) * width
+        return first, int32(min(rows - first, height)), column, int32(min(columns - column, width))
+
+    return find
+
+
+def bias_start(tile: Tile, real: Any) -> Any:
+    """Return the device function (acc, bias, column, valid): acc[i, j] = bias[column j]."""
+    rows, columns, zero = tile.rows, tile.columns, real(0)
+    beside, column_of = places(tile).left, places(tile).column
+
+    @device
+    def start(acc, bias, column, valid):
+        for j in range(columns):
+            c = beside() + column_of(j)
+            value = bias[column + c] if c < valid else zero
+            for i in range(rows):
+                acc[i, j] = value
+
+    return start
+
+
+class Hidden(NamedTuple):
+    """What the kernel of a layer before the last is compiled for."""
+
+    tile: Tile
+    real: Any
+    activation: str
+    gradient: bool
+
+
+# h' = f(h W^T + c), f'(a)
+@lru_cache
+def hidden(spec: Hidden) -> Kernel:
+    """Return the kernel from h (rows, I) to h' (rows, O) and, with gradients, the activation's slope (rows, O)."""
+    tile, real, gradient = spec.tile, spec.real, spec.gradient
+    rows, columns, numbers = tile.rows, tile.columns, pointer(real)
+    size_l, size_r = shared_sizes(tile)
+    multiply = product(tile, real, *(along_sum(length, tile.threads, real) for length in (tile.height, tile.width)))
+    find, start, activate = position(tile), bias_start(tile, real), activation(spec.activation, real)
+    top, beside, row_of, column_of = places(tile)
+
+    def kernel(h, weight, bias, parameter, result, slope, count, inputs, outputs):
+        lefts, rights = cuda.shared.array(size_l, real, 16), cuda.shared.array(size_r, real, 16)
+        acc = cuda.local.array((rows, columns), real)
+        first, valid, column, wide = find(int32(cuda.blockIdx.x), count, outputs)
+        stride = int64(inputs)
+        start(acc, bias, column, wide)
+        multiply(acc, lefts, rights, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
+        for i in range(rows):
+            r = top() + row_of(i)
+            for j in range(columns):
+                c = beside() + column_of(j)
+                if r < valid and c < wide:
+                    at = (first + r) * outputs + column + c
+                    value, derivative = activate(acc[i, j], parameter)
+                    result[at] = value
+                    if gradient:
+                        slope[at] = derivative
+
+    signature = (numbers, numbers, numbers, real, numbers, numbers, int64, int32, int32)
+    return Kernel(f"hidden {spec}", kernel, signature, tile.threads, tile.blocks(real))
+
+
+class Last(NamedTuple):
+    """What the kernel of the last layer is compiled for.
+
+    Attributes
+    ----------
+    tile, real, activation : as of `Hidden`
+    likelihood : str
+    gradient, weighted, by_data, by_weight : bool
+        Whether da is left, pixels have weights, and dx and dw are left.
+    """
+
+    tile: Tile
+    real: Any
+    activation: str
+    likelihood: str
+    gradient: bool
+    weighted: bool
+    by_data: bool
+    by_weight: bool
+
+
+# a = h W^T + c,   t = w cell(a, x),   da = w dt/da,   dx = w dt/dx,   dw = cell(a, x)
+@lru_cache
+def last(spec: Last) -> Kernel:
+    """Return the kernel from h (rows, I) to the sums of t over each tile's columns (tiles, rows), and what is left."""
+    tile, real, (_, _, _, _, gradient, weighted, by_data, by_weight) = spec.tile, spec.real, spec
+    rows, columns, height, width, threads = tile.rows, tile.columns, tile.height, tile.width, tile.threads
+    numbers, zero, (size_l, size_r) = pointer(real), real(0), shared_sizes(tile)
+    multiply = product(tile, real, *(along_sum(length, threads, real) for length in (height, width)))
+    find, start = position(tile), bias_start(tile, real)
+    evaluate = evaluation(spec.likelihood, spec.activation, real)
+    top, beside, row_of, column_of = places(tile)
+    add_rows = row_sums(tile, real)
+
+    @device
+    def add_row(i, state):
+        acc, totals, datum, first, valid, column, wide, outputs, parameter, x, w, apart, da, dx, dw = state
+        r = top() + row_of(i)
+        totals[i] = zero
+        if r < valid:
+            b = int64(datum[r])
+            for j in range(columns):
+                c = beside() + column_of(j)
+                if c < wide:
+                    at = (first + r) * outputs + column + c
+                    t, of_a, of_x = evaluate(acc[i, j], x[b * outputs + column + c], parameter)
+                    if by_weight:
+                        dw[at] = t
+                    if weighted:
+                        pixel = w[b * apart + column + c]
+                        counts = pixel != zero
+                        t = pixel * t if counts else zero
+                        of_a = pixel * of_a if counts else zero
+                        of_x = pixel * of_x if counts else zero
+                    if by_data:
+                        dx[at] = of_x
+                    if gradient:
+                        da[at] = of_a
+                    totals[i] += t
+
+    add_all_rows = written_out(rows, add_row)
+
+    def kernel(h, weight, bias, parameter, x, w, apart, sums, da, dx, dw, n, begin, count, inputs, outputs):
+        lefts, rights = cuda.shared.array(size_l, real, 16), cuda.shared.array(size_r, real, 16)
+        datum = cuda.shared.array(height, int32)
+        acc, totals = cuda.local.array((rows, columns), real), cuda.local.array(rows, real)
+        first, valid, column, wide = find(int32(cuda.blockIdx.x), count, outputs)
+        for r in range(cuda.threadIdx.x, valid, threads):
+            datum[r] = int32((begin + first + r) // n)
+        start(acc, bias, column, wide)
+        stride = int64(inputs)
+        multiply(acc, lefts, rights, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
+        add_all_rows((acc, totals, datum, first, valid, column, wide, outputs, parameter, x, w, apart, da, dx, dw))
+        add_rows(lefts, totals, sums, column // width * count + first, valid)
+
+    signature = (*[numbers] * 3, real, *[numbers] * 2, int64, *[numbers] * 4, int64, int64, int64, int32, int32)
+    return Kernel(f"last {spec}", kernel, signature, tile.threads, tile.blocks(real))
+
+
+def row_sums(tile: Tile, real: Any) -> Any:
+    """Return the device function (shared, totals, sums, at, valid): sums[at + r] = sum over threads of totals[r]."""
+    rows, height, across, threads, zero = tile.rows, tile.height, tile.across, tile.threads, real(0)
+    top, _, row_of, _ = places(tile)
+
+    @device
+    def add(shared, totals, sums, at, valid):
+        part = (cuda.threadIdx.x & (across - 1)) * height
+        for i in range(rows):
+            shared[part + top() + row_of(i)] = totals[i]
+        cuda.syncthreads()
+        for r in range(cuda.threadIdx.x, valid, threads):
+            total = zero
+            for other in range(across):
+                total += shared[other * height + r]
+            sums[at + r] = total
+
+    return add
+
+
+class Backward(NamedTuple):
+    """What the kernel from a layer's da to the gradient of its input is compiled for.
+
+    Attributes
+    ----------
+    tile, real : as of `Hidden`
+    slope : bool
+        Whether the input is an activation, whose slope turns into da of the layer before.
+    """
+
+    tile: Tile
+    real: Any
+    slope: bool
+
+
+# dh = da W;   da of the layer before, in place of its slope, or a part of dz
+@lru_cache
+def backward(spec: Backward) -> Kernel:
+    """Return the kernel from da (rows, O) to the gradient of the layer's input (rows, I).
+
+    Without a slope outputs are cut into parts of `piece`, each summed by blocks of its own: (parts, rows, I).
+    """
+    tile, real, slope = spec
+    rows, columns, numbers, zero = tile.rows, tile.columns, pointer(real), real(0)
+    size_l, size_r = shared_sizes(tile)
+    left, right = along_sum(tile.height, tile.threads, real), across_sum(tile.width, tile.threads, real)
+    multiply, find = product(tile, real, left, right), position(tile)
+    top, beside, row_of, column_of = places(tile)
+
+    def kernel(da, weight, result, count, inputs, outputs, piece):
+        lefts, rights = cuda.shared.array(size_l, real, 16), cuda.shared.array(size_r, real, 16)
+        acc = cuda.local.array((rows, columns), real)
+        first, valid, column, wide = find(int32(cuda.blockIdx.x), count, inputs)
+        begin = int32(cuda.blockIdx.y * piece)
+        end = int32(min(begin + piece, outputs))
+        for i in range(rows):
+            for j in range(columns):
+                acc[i, j] = zero
+        ours, theirs = (da, first, valid, int64(outputs)), (weight, column, wide, int64(inputs))
+        multiply(acc, lefts, rights, ours, theirs, begin, end)
+        for i in range(rows):
+            r = top() + row_of(i)
+            for j in range(columns):
+                c = beside() + column_of(j)
+                if r < valid and c < wide:
+                    at = (first + r) * inputs + column + c
+                    if slope:
+                        result[at] = acc[i, j] * result[at]
+                    else:
+                        result[int64(cuda.blockIdx.y) * count * inputs + at] = acc[i, j]
+
+    signature = (numbers, numbers, numbers, int64, int32, int32, int32)
+    return Kernel(f"backward {spec}", kernel, signature, tile.threads, tile.blocks(real))
+
+
+class WeightGradient(NamedTuple):
+    """What the kernel of a layer's weight and bias gradients is compiled for.
+
+    Attributes
+    ----------
+    tile, real : as of `Hidden`
+    upstream : bool
+        Whether samples have factors g.
+    """
+
+    tile: Tile
+    real: Any
+    upstream: bool
+
+
+# dW += sum_q g da^T h,   dc += sum_q g da,   for a part of the rows
+@lru_cache
+def weight_gradient(spec: WeightGradient) -> Kernel:
+    """Return the kernel from da (rows, O) and h (rows, I) to (parts, O I + O), the weight's gradient, then the bias's.
+
+    A part are `piece` rows. The bias's sums ride on the loads: a thread loads numbers of one column of da alone.
+    """
+    tile, real, upstream = spec
+    rows, columns, height, numbers, zero = tile.rows, tile.columns, tile.height, pointer(real), real(0)
+    size_l, size_r = shared_sizes(tile)
+    left = weighted_columns(tile.height, tile.threads, real, upstream)
+    multiply, find = product(tile, real, left, across_sum(tile.width, tile.threads, real)), position(tile)
+    top, beside, row_of, column_of = places(tile)
+    parts, threads = tile.threads // tile.height, tile.threads
+
+    def kernel(da, g, h, result, begin, count, inputs, outputs, piece):
+        lefts, rights = cuda.shared.array(size_l, real, 16), cuda.shared.array(size_r, real, 16)
+        acc, column_sum = cuda.local.array((rows, columns), real), cuda.local.array(1, real)
+        first, valid, column, wide = find(int32(cuda.blockIdx.x), outputs, inputs)
+        start = int64(cuda.blockIdx.y) * piece
+        end = min(start + piece, count)
+        at = int64(cuda.blockIdx.y) * outputs * (inputs + 1)
+        column_sum[0] = zero
+        for i in range(rows):
+            for j in range(columns):
+                acc[i, j] = zero
+        ours, theirs = (da, first, valid, int64(outputs), g, begin, column_sum), (h, column, wide, int64(inputs))
+        multiply(acc, lefts, rights, ours, theirs, start, end)
+        for i in range(rows):
+            r = top() + row_of(i)
+            for j in range(columns):
+                c = beside() + column_of(j)
+                if r < valid and c < wide:
+                    result[at + (first + r) * inputs + column + c] = acc[i, j]
+        if column == 0:
+            lefts[cuda.threadIdx.x] = column_sum[0]
+            cuda.syncthreads()
+            for r in range(cuda.threadIdx.x, valid, threads):
+                total = zero
+                for part in range(parts):
+                    total += lefts[part * height + r]
+                result[at + int64(outputs) * inputs + first + r] = total
+
+    signature = (numbers, numbers, numbers, numbers, int64, int64, int32, int32, int64)
+    return Kernel(f"weight_gradient {spec}", kernel, signature, tile.threads, tile.blocks(real))

@@ -1,0 +1,137 @@
+"""How an operand's slices come from global into shared memory: fetched into registers, then put down.
+
+Between the two a thread computes on the slice before, so that it need not wait. A slice is SLICE indices k of the sum
+by `length` rows or columns of the tile, and lies in shared memory at [k, row]. What lies outside the matrix is zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mcelbo_kernels.cuda.seam import cuda, device, int32
+from mcelbo_kernels.cuda.tile import GAP, SLICE
+
+
+class Operand(NamedTuple):
+    """An operand of a product, as device functions.
+
+    A source is (matrix, first, valid, stride): the tile's rows or columns are first to first + valid - 1, and the
+    matrix's rows lie `stride` numbers apart.
+
+    Attributes
+    ----------
+    start : (source, k) -> int
+        Where a thread's share of index k begins.
+    fetch : (staged, source, at, left) -> int
+        Load a thread's share of a slice that begins `at` into `staged` (share,), of which `left` indices are within
+        the sum; return where the next slice's begins.
+    put : (staged, shared, base) -> None
+        Store it to rows base to base + SLICE - 1 of shared memory.
+    share : int
+        Numbers of a slice for each thread.
+    """
+
+    start: Any
+    fetch: Any
+    put: Any
+    share: int
+
+
+def along_sum(length: int, threads: int, real: Any) -> Operand:
+    """Return the operand of a matrix (rows, k): neighbours in memory are neighbours in the sum."""
+    share, apart, pitch = length * SLICE // threads, threads // SLICE, length + GAP
+    shift, last, mask = SLICE.bit_length() - 1, SLICE - 1, threads - 1
+    zero = real(0)
+
+    @device
+    def start(source, k):
+        _matrix, first, _valid, stride = source
+        t = cuda.threadIdx.x & mask
+        return (first + (t >> shift)) * stride + (k + (t & last))
+
+    @device
+    def fetch(staged, source, at, left):
+        matrix, _first, valid, stride = source
+        if valid == length and left >= SLICE:
+            for e in range(share):
+                staged[e] = matrix[at + e * apart * stride]
+        else:
+            t = cuda.threadIdx.x & mask
+            inside = int32(valid if (t & last) < left else 0)
+            for e in range(share):
+                staged[e] = matrix[at + e * apart * stride] if (t >> shift) + e * apart < inside else zero
+        return at + SLICE
+
+    @device
+    def put(staged, shared, base):
+        t = cuda.threadIdx.x & mask
+        start = (base + (t & last)) * pitch + (t >> shift)
+        for e in range(share):
+            shared[start + e * apart] = staged[e]
+
+    return Operand(start, fetch, put, share)
+
+
+def across_sum(length: int, threads: int, real: Any) -> Operand:
+    """Return the operand of a matrix (k, columns): neighbours in memory are neighbours in the tile."""
+    share, apart, pitch = length * SLICE // threads, threads // length, length + GAP
+    shift, last, mask = length.bit_length() - 1, length - 1, threads - 1
+    zero = real(0)
+
+    @device
+    def start(source, k):
+        _matrix, first, _valid, stride = source
+        t = cuda.threadIdx.x & mask
+        return first + (k + (t >> shift)) * stride + (t & last)
+
+    @device
+    def fetch(staged, source, at, left):
+        matrix, _first, valid, stride = source
+        if valid == length and left >= SLICE:
+            for e in range(share):
+                staged[e] = matrix[at + e * apart * stride]
+        else:
+            t = cuda.threadIdx.x & mask
+            inside = int32(left if (t & last) < valid else 0)
+            for e in range(share):
+                staged[e] = matrix[at + e * apart * stride] if (t >> shift) + e * apart < inside else zero
+        return at + SLICE * stride
+
+    @device
+    def put(staged, shared, base):
+        t = cuda.threadIdx.x & mask
+        start = (base + (t >> shift)) * pitch + (t & last)
+        for e in range(share):
+            shared[start + e * apart * pitch] = staged[e]
+
+    return Operand(start, fetch, put, share)
+
+
+def weighted_columns(length: int, threads: int, real: Any, upstream: bool) -> Operand:
+    """Return the operand of a matrix (k, columns) whose rows are multiplied by factors g, and each column added up.
+
+    A source goes on with (g, begin, total): row k has the factor g[begin + k], where there is any, and a thread adds
+    what it loads, which is of one column, to total[0].
+    """
+    plain = across_sum(length, threads, real)
+    start_plain, fetch_plain, share = plain.start, plain.fetch, plain.share
+    apart, shift, mask = threads // length, length.bit_length() - 1, threads - 1
+
+    @device
+    def start(source, k):
+        matrix, first, valid, stride, _g, begin, _total = source
+        return start_plain((matrix, first, valid, stride), k), begin + k
+
+    @device
+    def fetch(staged, source, at, left):
+        matrix, first, valid, stride, g, _begin, total = source
+        place, row = at
+        following = fetch_plain(staged, (matrix, first, valid, stride), place, left)
+        own = (cuda.threadIdx.x & mask) >> shift
+        for e in range(share):
+            if upstream and own + e * apart < left:
+                staged[e] *= g[row + own + e * apart]
+            total[0] += staged[e]
+        return following, row + SLICE
+
+    return Operand(start, fetch, plain.put, share)

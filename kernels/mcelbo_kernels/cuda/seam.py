@@ -1,0 +1,164 @@
+"""The one file that imports numba's CUDA target and the library of the CUDA driver.
+
+Kernels are plain Python over the names here. numba-cuda compiles one to PTX for a compute capability, cuda-core links
+that to machine code and launches it; neither needs a device until the launch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache, lru_cache
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda, float32, float64, int32, int64, types, uint32, uint64
+from numba.core import config
+
+from mcelbo_kernels import _compile
+
+__all__ = [
+    "SIMULATED",
+    "Kernel",
+    "cuda",
+    "device",
+    "flat",
+    "float32",
+    "float64",
+    "int32",
+    "int64",
+    "launch",
+    "libdevice",
+    "machine_code",
+    "pointer",
+    "ptx_of",
+    "tuple_of",
+    "uint32",
+    "uint64",
+]
+
+# in place of a device, for tests: kernels run as Python functions
+SIMULATED = bool(config.ENABLE_CUDASIM)
+libdevice: Any = None if SIMULATED else cuda.libdevice
+NUMPY_SCALARS = {int32: np.int32, int64: np.int64, float32: np.float32, float64: np.float64}
+
+
+class Kernel(NamedTuple):
+    """A function to be compiled for a device.
+
+    Attributes
+    ----------
+    name : str
+        The function and all that it is compiled for.
+    function : callable
+        What a thread does.
+    signature : tuple
+        numba's types of its arguments.
+    threads : int
+        Threads of a block.
+    blocks : int
+        Blocks that are to fit a multiprocessor at once, which bounds the registers.
+    """
+
+    name: str
+    function: Callable[..., None]
+    signature: tuple[Any, ...]
+    threads: int
+    blocks: int
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """Make a function that becomes part of every kernel that calls it."""
+    return cuda.jit(device=True, forceinline=True)(function)
+
+
+def pointer(kind: Any) -> Any:
+    """Return the type of an array argument: where its numbers lie, one after the other."""
+    return types.CPointer(kind)
+
+
+def tuple_of(*kinds: Any) -> Any:
+    """Return the type of an argument that holds several."""
+    return types.Tuple(kinds)
+
+
+def ptx_of(kernel: Kernel, capability: tuple[int, int]) -> str:
+    """Compile a kernel for a compute capability."""
+    bounds = (kernel.threads, kernel.blocks)
+    text, _ = cuda.compile_ptx(kernel.function, kernel.signature, cc=capability, launch_bounds=bounds)
+    return str(text)
+
+
+def machine_code(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
+    """Return a kernel's machine code and the name of its entry, from the cache or compiled."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    key = f"{kernel.name} {capability} {version('numba-cuda')}"
+    path = (
+        None if _compile.DIRECTORY is None else _compile.DIRECTORY / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
+    )
+    if path is not None:
+        with suppress(OSError):
+            first, _, kept = path.read_bytes().partition(b"\n")
+            return kept, first.decode()
+    text = ptx_of(kernel, capability)
+    entry = text.partition(".entry ")[2].partition("(")[0].strip()
+    options = LinkerOptions(arch=f"sm_{capability[0]}{capability[1]}")
+    code: bytes = Linker(ObjectCode.from_ptx(text.encode()), options=options).link("cubin").code
+    if path is not None:
+        with suppress(OSError):
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            unfinished.write_bytes(entry.encode() + b"\n" + code)
+            unfinished.replace(path)
+    return code, entry
+
+
+@cache
+def _loaded(kernel: Kernel, capability: tuple[int, int]) -> Any:
+    """Return a kernel as the driver holds it, for any device of the capability."""
+    from cuda.core import ObjectCode
+
+    code, entry = machine_code(kernel, capability)
+    return ObjectCode.from_cubin(code).get_kernel(entry)
+
+
+@lru_cache(maxsize=64)
+def _stream(handle: int) -> Any:
+    from cuda.core import Stream
+
+    return Stream.from_handle(handle)
+
+
+def launch(
+    kernel: Kernel, capability: tuple[int, int], stream: int, blocks: tuple[int, int], arguments: tuple[Any, ...]
+) -> None:
+    """Run a kernel on the current device.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    capability : (major, minor)
+        Of the device.
+    stream : int
+        The handle of the stream to run it on.
+    blocks : (x, y)
+    arguments : tuple
+        As the signature has them; arrays by their addresses.
+    """
+    from cuda.core import LaunchConfig, launch
+
+    scalars = flat(kernel.signature, arguments)
+    values = [NUMPY_SCALARS[kind](value) if kind in NUMPY_SCALARS else value for kind, value in scalars]
+    launch(_stream(stream), LaunchConfig(grid=blocks, block=kernel.threads), _loaded(kernel, capability), *values)
+
+
+def flat(kinds: Any, values: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    """Yield the types and values of arguments, the members of tuples one by one."""
+    for kind, value in zip(kinds, values, strict=True):
+        if isinstance(kind, types.BaseTuple):
+            yield from flat(kind.types, value)
+        else:
+            yield kind, value

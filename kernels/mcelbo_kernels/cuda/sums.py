@@ -1,0 +1,227 @@
+"""The second stage: what blocks left is added up in float64, in an order that the problem alone decides.
+
+A datum's rows may begin in one chunk and end in another. Its sums wait in float64 between them; the chunk in which the
+datum ends turns them into the result. In a chunk of rows begin to begin + count - 1 of all samples, the datum of block
+y has the rows from max(b n, begin) on, with b = begin // n + y.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from mcelbo_kernels.cuda.noise import draws
+from mcelbo_kernels.cuda.samples import source_type
+from mcelbo_kernels.cuda.scalars import binding
+from mcelbo_kernels.cuda.seam import Kernel, cuda, device, float64, int32, int64, pointer
+from mcelbo_kernels.numerics.elementary import exp
+
+THREADS = 256
+MASK = THREADS - 1
+INFINITY = float("inf")
+
+
+@device
+def rows_of_datum(begin, count, n):
+    """Return the datum of block y, its first row in the chunk, the row behind its last, and whether it ends there."""
+    b = begin // n + int64(cuda.blockIdx.y)
+    start, stop = max(b * n, begin) - begin, min((b + 1) * n, begin + count) - begin
+    return b, start, stop, (b + 1) * n <= begin + count
+
+
+def halving(lanes: int) -> Any:
+    """Return the device function that adds up shared[lane], shared[lane + lanes], ... into shared[lane]."""
+
+    @device
+    def add(shared, t):
+        cuda.syncthreads()
+        apart = THREADS // 2
+        while apart >= lanes:
+            if t < apart:
+                shared[t] += shared[t + apart]
+            cuda.syncthreads()
+            apart >>= 1
+
+    return add
+
+
+def lanes_for(columns: int) -> int:
+    """Return how many neighbouring threads take neighbouring columns: a power of two up to a warp."""
+    return min(32, 1 << max(0, columns - 1).bit_length())
+
+
+# T[q] = sum over tiles of columns
+@lru_cache
+def finish_errors(real: Any) -> Kernel:
+    """Return the kernel from the last layer's sums (tiles, rows) to the errors (B n,), from number `begin` on."""
+
+    def kernel(sums, tiles, count, begin, errors):
+        q = int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+        if q < count:
+            total = float64(0)
+            for tile in range(tiles):
+                total += sums[tile * count + q]
+            errors[begin + q] = real(total)
+
+    return Kernel(f"finish_errors {real}", kernel, (pointer(real), int64, int64, int64, pointer(real)), THREADS, 1)
+
+
+# mean[b] = shift + s / n,   squares[b] = s2 - s^2 / n,   s = sum_i (T - shift),   s2 = sum_i (T - shift)^2
+@lru_cache
+def moments(real: Any) -> Kernel:
+    """Return the kernel that adds a chunk's errors to (shift, s, s2) of each datum: the shift is the first error."""
+    halve = halving(1)
+
+    @device
+    def error(sums, tiles, count, q):
+        total = float64(0)
+        for tile in range(tiles):
+            total += sums[tile * count + q]
+        return total
+
+    def kernel(sums, tiles, begin, count, n, waiting, mean, squares):
+        first_order, second_order = cuda.shared.array(THREADS, float64), cuda.shared.array(THREADS, float64)
+        t = int64(cuda.threadIdx.x & MASK)
+        b, start, stop, ends = rows_of_datum(begin, count, n)
+        shift, s, s2 = waiting[3 * b], waiting[3 * b + 1], waiting[3 * b + 2]
+        if begin + start == b * n:
+            shift = error(sums, tiles, count, start)
+            # a difference of infinities would be NaN
+            shift = shift if abs(shift) < INFINITY else float64(0)
+            s = s2 = float64(0)
+        of_first = of_second = float64(0)
+        for q in range(start + t, stop, THREADS):
+            shifted = error(sums, tiles, count, q) - shift
+            of_first += shifted
+            of_second += shifted * shifted
+        first_order[t], second_order[t] = of_first, of_second
+        halve(first_order, t)
+        halve(second_order, t)
+        if t == 0:
+            s, s2 = s + first_order[0], s2 + second_order[0]
+            waiting[3 * b], waiting[3 * b + 1], waiting[3 * b + 2] = shift, s, s2
+            if ends:
+                about = s / n
+                square = s2 - s * about
+                mean[b] = shift + about
+                squares[b] = float64(0) if square < 0 else square
+
+    wide = pointer(float64)
+    return Kernel(f"moments {real}", kernel, (pointer(real), int64, int64, int64, int64, wide, wide, wide), THREADS, 1)
+
+
+# dmu[b] = scale sum_q g dz[q],   dlogvar[b] = scale sum_q g dz[q] s[q] / 2
+@lru_cache
+def latent_gradient(sampler: str, real: Any, lanes: int, upstream: bool) -> Kernel:
+    """Return the kernel from the parts of dz (parts, rows, d) to the posterior's gradients; eps is drawn again."""
+    one, exponential, half, halve = draws(sampler, real).one, binding(real)(exp), real(0.5), halving(lanes)
+    groups, shift, last = THREADS // lanes, lanes.bit_length() - 1, lanes - 1
+
+    def kernel(dz, parts, g, logvar, noise, begin, count, scale, waiting, dmu, dlogvar):
+        of_mu, of_logvar = cuda.shared.array(THREADS, float64), cuda.shared.array(THREADS, float64)
+        t = int64(cuda.threadIdx.x & MASK)
+        n, d = noise[2], noise[3]
+        b, start, stop, ends = rows_of_datum(begin, count, n)
+        k = int64(cuda.blockIdx.x) * lanes + (t & last)
+        mean = variance = float64(0)
+        if k < d:
+            for q in range(start + (t >> shift), stop, groups):
+                total = float64(0)
+                for part in range(parts):
+                    total += dz[(part * count + q) * d + k]
+                if upstream:
+                    total *= g[begin + q]
+                mean += total
+                variance += total * one(noise, b, begin + q - b * n, k)
+        of_mu[t], of_logvar[t] = mean, variance
+        halve(of_mu, t)
+        halve(of_logvar, t)
+        if t < lanes and k < d:
+            at = b * d + k
+            mean, variance = of_mu[t], of_logvar[t]
+            if begin + start != b * n:
+                mean, variance = mean + waiting[2 * at], variance + waiting[2 * at + 1]
+            waiting[2 * at], waiting[2 * at + 1] = mean, variance
+            if ends:
+                # sigma / 2 is the same for all of them
+                deviation = half * exponential(half * logvar[at])
+                dmu[at], dlogvar[at] = real(mean * scale), real(variance * deviation * scale)
+
+    wide, numbers = pointer(float64), pointer(real)
+    signature = (numbers, int64, numbers, numbers, source_type(sampler, real), int64, int64, float64)
+    return Kernel(
+        f"latent_gradient {sampler} {real} {lanes} {upstream}", kernel, (*signature, wide, numbers, numbers), THREADS, 1
+    )
+
+
+# dx[b] = scale sum_q g dx[q],   and dw[b] likewise
+@lru_cache
+def pixel_gradient(real: Any, upstream: bool) -> Kernel:
+    """Return the kernel from the rows' gradients (rows, m) to those of each datum's pixels.
+
+    `n` is the number of rows of a datum, or of all where the batch shares its weights.
+    """
+    lanes = 32
+    halve, groups, shift, last = halving(lanes), THREADS // lanes, lanes.bit_length() - 1, lanes - 1
+
+    def kernel(rows, g, begin, count, n, pixels, scale, waiting, result):
+        sums = cuda.shared.array(THREADS, float64)
+        t = int64(cuda.threadIdx.x & MASK)
+        b, start, stop, ends = rows_of_datum(begin, count, n)
+        j = int64(cuda.blockIdx.x) * lanes + (t & last)
+        total = float64(0)
+        if j < pixels:
+            for q in range(start + (t >> shift), stop, groups):
+                value = float64(rows[q * pixels + j])
+                total += value * g[begin + q] if upstream else value
+        sums[t] = total
+        halve(sums, t)
+        if t < lanes and j < pixels:
+            at = b * pixels + j
+            total = sums[t] if begin + start == b * n else sums[t] + waiting[at]
+            waiting[at] = total
+            if ends:
+                result[at] = real(total * scale)
+
+    wide, numbers = pointer(float64), pointer(real)
+    return Kernel(
+        f"pixel_gradient {real} {upstream}",
+        kernel,
+        (numbers, numbers, int64, int64, int64, int64, float64, wide, numbers),
+        THREADS,
+        1,
+    )
+
+
+# dW = scale sum over parts and chunks,   dc likewise
+@lru_cache
+def parameter_gradient(real: Any) -> Kernel:
+    """Return the kernel from a chunk's parts (parts, O I + O) to the gradients of a layer's weight and bias.
+
+    `starts` and `ends` say whether the chunk is the first and the last one.
+    """
+
+    def kernel(sums, parts, weights, biases, starts, ends, scale, waiting, dw, dc, by_weight, by_bias):
+        at = int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+        size = weights + biases
+        if at < size:
+            total = float64(0) if starts else waiting[at]
+            for part in range(parts):
+                total += sums[part * size + at]
+            if not ends:
+                waiting[at] = total
+            elif at < weights:
+                if by_weight:
+                    dw[at] = real(total * scale)
+            elif by_bias:
+                dc[at - weights] = real(total * scale)
+
+    wide, numbers = pointer(float64), pointer(real)
+    flags = (int32, int32)
+    return Kernel(
+        f"parameter_gradient {real}",
+        kernel,
+        (numbers, int64, int64, int64, *flags, float64, wide, numbers, numbers, *flags),
+        THREADS,
+        1,
+    )

@@ -1,0 +1,147 @@
+"""The register tile: a block's part of a matrix, of which every thread holds some rows and columns in registers.
+
+Two operands lie in shared memory, a slice of them at a time, one row for each index k of the sum:
+
+    tile[r, c] += left[k, r] right[k, c]
+
+A thread's rows come in runs of four neighbours, so that a load brings all four, and so do its columns; with `run` 1
+they lie `across` apart instead, so that neighbouring threads write neighbouring columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mcelbo_kernels.cuda.seam import cuda, device
+
+SLICE = 8  # indices k that lie in shared memory at once
+REGISTERS, MOST_BLOCKS = 65536, 16  # of every multiprocessor since compute capability 7.5
+GAP = 4  # numbers between its rows, so that threads that write a column hit different banks
+
+
+class Tile(NamedTuple):
+    """The shape of a block's tile.
+
+    Attributes
+    ----------
+    rows, columns : int
+        Of a thread.
+    down, across : int
+        Threads of a block, powers of two.
+    run : int
+        Neighbouring columns of a thread.
+    """
+
+    rows: int
+    columns: int
+    down: int
+    across: int
+    run: int
+
+    @property
+    def height(self) -> int:
+        """Rows of a block."""
+        return self.rows * self.down
+
+    @property
+    def width(self) -> int:
+        """Columns of a block."""
+        return self.columns * self.across
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.down * self.across
+
+    def blocks(self, real: Any) -> int:
+        """Return how many blocks are to fit a multiprocessor, whose registers hold 128 numbers for each thread."""
+        return min(MOST_BLOCKS, int(REGISTERS // (self.threads * 4 * real.bitwidth)))
+
+
+LARGE = Tile(8, 8, 16, 16, 4)
+SMALL = Tile(8, 8, 8, 8, 4)
+NARROW = Tile(8, 4, 16, 8, 4)
+
+
+class Places(NamedTuple):
+    """Where a thread's rows and columns lie in the tile, as device functions.
+
+    Attributes
+    ----------
+    top, left : () -> the first row and column
+    row, column : (i) -> how far the i-th lies behind them
+    """
+
+    top: Any
+    left: Any
+    row: Any
+    column: Any
+
+
+def places(tile: Tile) -> Places:
+    """Return the device functions for a tile."""
+    down, across, shift = tile.down, tile.across, tile.across.bit_length() - 1
+    row_run, column_run = min(4, tile.rows), tile.run
+
+    # the masks tell the compiler that no index is negative
+    @device
+    def top():
+        return ((cuda.threadIdx.x >> shift) & (down - 1)) * row_run
+
+    @device
+    def left():
+        return (cuda.threadIdx.x & (across - 1)) * column_run
+
+    @device
+    def row(i):
+        return i // row_run * row_run * down + i % row_run
+
+    @device
+    def column(j):
+        return j // column_run * column_run * across + j % column_run
+
+    return Places(top, left, row, column)
+
+
+def outer_product(tile: Tile) -> Any:
+    """Return the device function (acc, a, b, left, right, at_left, at_right): acc[i, j] += left[row i] right[column j].
+
+    `at_left` and `at_right` are where the thread's first row and column stand in shared memory, a (rows,) and
+    b (columns,) registers for either.
+    """
+    rows, columns, place = tile.rows, tile.columns, places(tile)
+    row, column = place.row, place.column
+
+    @device
+    def outer_add(acc, a, b, left, right, at_left, at_right):
+        for i in range(rows):
+            a[i] = left[at_left + row(i)]
+        for j in range(columns):
+            b[j] = right[at_right + column(j)]
+        for i in range(rows):
+            for j in range(columns):
+                acc[i, j] = cuda.fma(a[i], b[j], acc[i, j])
+
+    return outer_add
+
+
+def written_out(count: int, body: Any) -> Any:
+    """Return the device function (state) that calls body(i, state) for 0 <= i < count.
+
+    The compiler leaves a loop with so long a body as it is, and would keep in memory what the body indexes by i.
+    """
+    if count == 1:
+
+        @device
+        def one(state):
+            body(0, state)
+
+        return one
+    before, last = written_out(count - 1, body), count - 1
+
+    @device
+    def all_of_them(state):
+        before(state)
+        body(last, state)
+
+    return all_of_them
