@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 
 from tests.ptx.instructions import Action, Context
 from tests.ptx.memory import LOCAL_WINDOW, SHARED_WINDOW, Lanes
-from tests.ptx.operands import Operands, State
+from tests.ptx.operands import Operands, State, base_and_offset
 from tests.ptx.parse import DTYPES
 
 _HINTS = {"nc", "volatile", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "weak", "relaxed", "cta", "gpu", "sys"}
@@ -24,7 +23,7 @@ class _Access(NamedTuple):
     count: int
 
 
-def _access(operands: Operands, symbol: str, context: Context) -> _Access:
+def _access(operands: Operands, context: Context) -> _Access:
     parts = operands.statement.opcode.split(".")[1:]
     space = next((part for part in parts if part in _WINDOWS), "generic")
     vector = next((part for part in parts if part in ("v2", "v4")), "v1")
@@ -37,12 +36,12 @@ def _access(operands: Operands, symbol: str, context: Context) -> _Access:
 
 
 def load(operands: Operands, here: int, context: Context) -> list[Action]:
-    name = re.split(r"[+\]]", operands[1].lstrip("["))[0]
-    space, type_name, count = _access(operands, name, context)
+    """Decode ld, of the entry's parameters too, which are the same for all lanes."""
+    space, type_name, count = _access(operands, context)
+    name, offset = base_and_offset(operands[1])
     dtype = DTYPES[type_name]
     puts = [operands.destination(text, type_name) for text in operands.vector(operands[0])]
     if name in context.entry_parameters:
-        offset = int((re.findall(r"\+(\d+)\]", operands[1]) or ["0"])[0])
 
         def of_parameter(state: State, lanes: Lanes) -> None:
             for put, value in zip(puts, np.frombuffer(state.parameters[name], dtype, count, offset), strict=True):
@@ -60,7 +59,8 @@ def load(operands: Operands, here: int, context: Context) -> list[Action]:
 
 
 def store(operands: Operands, here: int, context: Context) -> list[Action]:
-    space, type_name, count = _access(operands, "", context)
+    """Decode st."""
+    space, type_name, count = _access(operands, context)
     address = operands.address(operands[0])
     sources = [operands.source(text, type_name) for text in operands.vector(operands[1])]
     if len(sources) != count:
@@ -76,6 +76,7 @@ def store(operands: Operands, here: int, context: Context) -> list[Action]:
 
 
 def convert_address(operands: Operands, here: int, context: Context) -> list[Action]:
+    """Decode cvta, from a space's address to a generic one or back."""
     *to, space, type_name = operands.statement.opcode.split(".")[1:]
     window = np.array([_WINDOWS[space]], np.uint64)
     source, put = operands.source(operands[1], type_name), operands.destination(operands[0], type_name)

@@ -1,8 +1,9 @@
-"""Programs that numba-cuda compiles from Python, with no device and no driver."""
+"""Programs that numba-cuda compiles from Python, with no device and no driver; importing this skips where it lacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,16 +11,21 @@ import pytest
 
 from tests.ptx.program import Program, load
 
+pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles kernels to PTX, is not installed")
 
+from numba import cuda
+from numba.cuda import dispatcher
+
+__all__ = ["compiled", "cuda"]
+
+CAPABILITY = (8, 0)
+
+
+@cache
 def compiled(kernel: Callable[..., None], *types: Any, fastmath: bool = False) -> Program:
-    """Return a kernel compiled for arguments of some numba types; skip the test where nothing compiles it."""
-    pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles to PTX, is not installed")
-    from numba import cuda
-    from numba.cuda import dispatcher
-
-    capability = (8, 0)
+    """Return the program of a kernel with arguments of some numba types."""
     with pytest.MonkeyPatch.context() as patch:
         # device functions ask the current device what to be compiled for
-        patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=capability))
-        text, _ = cuda.compile_ptx(kernel, types, cc=capability, fastmath=fastmath)
+        patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=CAPABILITY))
+        text, _ = cuda.compile_ptx(kernel, types, cc=CAPABILITY, fastmath=fastmath)
     return load(text)

@@ -10,17 +10,20 @@ from tests.ptx.operands import Operands, State
 
 
 def branch(operands: Operands, here: int, context: Context) -> list[Action]:
+    """Decode bra."""
     target = context.labels[operands[0]]
     return [Action(jump=lambda state, lanes: target)]
 
 
 def branch_by_index(operands: Operands, here: int, context: Context) -> list[Action]:
+    """Decode brx.idx."""
     source = operands.source(operands[0], "u32")
     targets = np.array([context.labels[label] for label in context.tables[operands[1]]])
     return [Action(jump=lambda state, lanes: targets[source(state, lanes)])]
 
 
 def leave(operands: Operands, here: int, context: Context) -> list[Action]:
+    """Decode ret and exit."""
     back = context.returns.get(context.function)
     if back is None or operands.statement.opcode == "exit":
         return [Action(jump=lambda state, lanes: GONE)]
@@ -54,6 +57,7 @@ def call(operands: Operands, here: int, context: Context) -> list[Action]:
 
 
 def barrier(operands: Operands, here: int, context: Context) -> list[Action]:
+    """Decode the barrier of all threads of a block."""
     if operands.statement.opcode not in ("bar.sync", "barrier.sync", "barrier.sync.aligned", "barrier.cta.sync"):
         raise KeyError(operands.statement.opcode)
     if operands.statement.operands != ("0",):
@@ -62,6 +66,8 @@ def barrier(operands: Operands, here: int, context: Context) -> list[Action]:
 
 
 def trap(operands: Operands, here: int, context: Context) -> list[Action]:
+    """Decode trap."""
+
     def step(state: State, lanes: Lanes) -> None:
         raise Violation("trap", 0)
 
@@ -69,4 +75,5 @@ def trap(operands: Operands, here: int, context: Context) -> list[Action]:
 
 
 def nothing(operands: Operands, here: int, context: Context) -> list[Action]:
+    """Decode what changes nothing where all accesses happen in order."""
     return [Action(lambda state, lanes: None)]

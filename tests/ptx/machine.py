@@ -13,7 +13,7 @@ from tests.ptx.integers import Array
 from tests.ptx.memory import GenericMemory, Lanes, LocalMemory, SharedMemory, Violation
 from tests.ptx.program import Program
 
-LANES = 4096  # at most of blocks that run together, unless one block has more
+LANES = 2048  # at most of blocks that run together, unless one block has more
 Size = int | tuple[int, ...]
 
 

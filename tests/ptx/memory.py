@@ -6,7 +6,8 @@ address i belongs to the i-th lane of the selection. A bad access raises `Violat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.ptx.parse import Variable
 BUFFER_BITS = 36  # so far apart lie global buffers: an index that leaves its array lands in no other one
 SHARED_WINDOW, LOCAL_WINDOW = 1 << 60, 1 << 61  # where generic addresses of these spaces begin
 FENCE = 1024  # bytes between variables of the other spaces
-EXISTS, WRITTEN = 1, 2
+EXISTS, WRITTEN, WRITABLE, STORED = 1, 2, 4, 8  # of a byte of global memory; what is stored is written
 Lanes = Any  # an array of lanes' numbers, or a slice
 
 # A stamp is an interval between barriers and a thread of the block; a reader's may say that there are more readers.
@@ -57,13 +58,14 @@ class GlobalMemory:
         total = int(self.starts[-1]) + 256
         self.data, self.state = np.zeros((2, total), np.uint8)
 
-    def view(self, buffer: int, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
-        """Return numbers and states of an array's elements within a buffer, and the first one's offset."""
+    def view(self, buffer: int, like: Array) -> tuple[Array, Array, int]:
+        """Return numbers and states of a buffer as elements laid out like an array's, and the first one's offset."""
+        shape, strides = like.shape, like.strides
         first = -sum(min(0, (n - 1) * stride) for n, stride in zip(shape, strides, strict=True))
         start = int(self.starts[buffer + 1]) + first
-        numbers = np.ndarray(shape, dtype, self.data.data, start, strides)
-        octets = (*shape, dtype.itemsize)
-        return numbers, np.ndarray(octets, np.uint8, self.state.data, start, (*strides, 1)), first
+        numbers = np.ndarray(shape, like.dtype, self.data.data, start, strides)
+        states = np.ndarray((*shape, like.itemsize), np.uint8, self.state.data, start, (*strides, 1))
+        return numbers, states, first
 
     def load(self, address: Array, lanes: Lanes, dtype: np.dtype[Any], count: int) -> Array:
         """Return (lanes, count) numbers."""
@@ -77,8 +79,9 @@ class GlobalMemory:
         count = values.shape[1]
         index = self._index(address, values.itemsize * count)
         self._demand(index, values.dtype, count, EXISTS, "out of bounds of global memory")
+        self._demand(index, values.dtype, count, WRITABLE, "write to a read-only array")
         self.data.view(values.dtype).reshape(-1, count)[index] = values
-        self._states(values.dtype, count)[index] = _repeated(EXISTS | WRITTEN, values.dtype)
+        self._states(values.dtype, count)[index] = _repeated(EXISTS | WRITTEN | WRITABLE | STORED, values.dtype)
 
     def _index(self, address: Array, size: int) -> Array:
         refuse((address & np.uint64(size - 1)) != 0, f"address that is no multiple of {size}")
@@ -209,7 +212,7 @@ class GenericMemory:
         starts = {"global": 0, "shared": SHARED_WINDOW, "local": LOCAL_WINDOW}
         self.windows = [(start, spaces[name]) for name, start in starts.items()]
 
-    def _parts(self, address: Array, lanes: Lanes) -> Iterable[tuple[Any, Array, Array, Array]]:
+    def _parts(self, address: Array, lanes: Lanes) -> Iterator[tuple[Any, Array, Array, Array]]:
         """Yield a space, which of the addresses are its own, these within it, and their lanes."""
         numbers = np.arange(len(address)) if isinstance(lanes, slice) else lanes
         window = (address >= SHARED_WINDOW).astype(int) + (address >= LOCAL_WINDOW)
@@ -222,10 +225,21 @@ class GenericMemory:
         """Return (lanes, count) numbers."""
         result = np.zeros((len(address), count), dtype)
         for space, own, inside, numbers in self._parts(address, lanes):
-            result[own] = space.load(inside, numbers, dtype, count)
+            with _among(own):
+                result[own] = space.load(inside, numbers, dtype, count)
         return result
 
     def store(self, address: Array, lanes: Lanes, values: Array) -> None:
         """Write (lanes, count) numbers."""
         for space, own, inside, numbers in self._parts(address, lanes):
-            space.store(inside, numbers, values[own])
+            with _among(own):
+                space.store(inside, numbers, values[own])
+
+
+@contextmanager
+def _among(own: Array) -> Iterator[None]:
+    """Let a violation be of a lane of the whole selection, of which some positions are accessed."""
+    try:
+        yield
+    except Violation as violation:
+        raise Violation(violation.what, int(own[violation.position])) from None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,7 +33,8 @@ Source = Callable[[State, Lanes], Array]
 Destination = Callable[[State, Lanes, Array], None]
 
 
-class Operands(NamedTuple):
+@dataclass(frozen=True)
+class Operands:
     """A statement's operands; `symbols` are the addresses of variables."""
 
     statement: Statement
@@ -79,17 +81,23 @@ class Operands(NamedTuple):
 
     def address(self, text: str) -> Source:
         """Return how to read an address: one for each lane."""
-        match = _ADDRESS.fullmatch(text)
-        if match is None:
-            raise KeyError(text)
-        number = self.statement.registers.get(match[1])
-        base = self.source(match[1], "u64" if number is None else f"u{8 * self.dtypes[number].itemsize}")
-        offset = np.array([int(match[2] or 0) & _WORD], np.uint64)
+        name, distance = base_and_offset(text)
+        number = self.statement.registers.get(name)
+        base = self.source(name, "u64" if number is None else f"u{8 * self.dtypes[number].itemsize}")
+        offset = np.array([distance & _WORD], np.uint64)
 
         def address(state: State, lanes: Lanes) -> Array:
             return np.broadcast_to(base(state, lanes) + offset, state.count(lanes))
 
         return address
+
+
+def base_and_offset(text: str) -> tuple[str, int]:
+    """Return the register, variable or number in brackets and what is added to it."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        raise KeyError(text)
+    return match[1], int(match[2] or 0)
 
 
 def register_source(number: int, held: np.dtype[Any], dtype: np.dtype[Any]) -> Source:
