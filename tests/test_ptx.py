@@ -37,6 +37,7 @@ def run(body: str, *arrays: Any, threads: int = 4, blocks: int = 1, before: str 
         ("ld.shared.u32 %r1, [table];", "shared memory that nothing wrote"),
         ("ld.local.u32 %r1, [own];", "local memory that nothing wrote"),
         ("st.local.v2.u32 [own+4], {%r0, %r0};", "no multiple of 8"),
+        ("st.shared.v2.u32 [table], {%r0, %r0};", "no multiple of 8"),  # which it may be by luck, but is not declared
         ("st.local.u64 [own+8], %rd0;", "out of bounds of local"),
         ("st.shared.u32 [table], %r0;", "race: write of what another thread writes"),
         ("setp.eq.u32 %p1, %r0, 2; @%p1 trap;", "trap: thread (2, 0, 0) of block (0, 0, 0), line"),
@@ -84,6 +85,14 @@ def results(body: str, before: str = "") -> list[int]:
     out = np.zeros(4, np.uint32)
     run(body + STORE, out, before=before)
     return out.tolist()
+
+
+def test_warps_may_wait_at_different_barriers() -> None:
+    body = """mov.u32 %r1, LIMIT; setp.lt.u32 %p1, %r0, %r1; @%p1 bra FIRST;
+              bar.sync 0; ret; FIRST: setp.eq.u32 %p1, %r0, 3; @%p1 exit; bar.sync 0;"""
+    run(body.replace("LIMIT", "32"), np.zeros(1), threads=50)
+    with pytest.raises(Fault, match=r"not all of the warp wait: thread \(0, 0, 0\)"):
+        run(body.replace("LIMIT", "31"), np.zeros(1), threads=50)
 
 
 def test_carry_goes_through_a_chain() -> None:

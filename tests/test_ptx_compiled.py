@@ -178,6 +178,24 @@ def test_barriers_in_a_loop(blocks: int) -> None:
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
 
 
+def reverse(x, y):
+    kept, same = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
+    t = cuda.threadIdx.x
+    kept[t] = x[t]
+    cuda.syncthreads()
+    y[t] = kept[x.size - 1 - t]
+    same[t] = 0
+
+
+def test_dynamic_shared_memory() -> None:
+    x, y = np.arange(40, dtype=np.float32), np.zeros(40, np.float32)
+    program = compiled(reverse, float32[::1], float32[::1])
+    with pytest.raises(Fault, match="race: write of what another thread reads"):
+        launch(program, 1, 40, x, unwritten(y), dynamic=160)
+    with pytest.raises(Fault, match="out of bounds of shared"):
+        launch(program, 1, 40, x, unwritten(y), dynamic=156)
+
+
 def leave_early(x, y, n):
     kept = cuda.shared.array(64, float32)
     t = int32(cuda.threadIdx.x)

@@ -32,11 +32,11 @@ def rounded(x: Array, dtype: str, mode: str = "rn") -> Array:
     nearest = x.astype(dtype)
     if mode == "rn":
         return nearest
-    too_high = nearest > x if mode == "rm" else np.abs(nearest) > np.abs(x)
     if mode == "rp":
         return -rounded(-x, dtype, "rm")
-    towards = np.full_like(nearest, -np.inf) if mode == "rm" else np.zeros_like(nearest)
-    return np.where(too_high, np.nextafter(nearest, towards), nearest)
+    too_far = nearest > x if mode == "rm" else np.abs(nearest) > np.abs(x)
+    towards = nearest.dtype.type(-np.inf if mode == "rm" else 0)
+    return np.where(too_far, np.nextafter(nearest, towards), nearest)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -68,17 +68,21 @@ def fused(mode: str = "rn") -> Function:
     def multiply_add(a: Array, b: Array, c: Array) -> Array:
         product, c = np.multiply(a, b, dtype="f8"), c.astype("f8")
         total = product + c
-        # Twice rounded is once rounded, except next to the middle between two float32 and among subnormal ones.
-        size = np.abs(total)
-        risky = ((total.view("i8") & 0x1FFFFFFF) == 0x10000000) | ((size < 2.0**-125) & (size > 0))
-        if mode == "rn" and not risky.any():
+        if mode == "rn" and not _may_round_twice(total).any():
             return total.astype("f4")
-        if mode == "rm":
-            negative_zero = (total == 0) & (np.signbit(product) | np.signbit(c))
-            return np.where(negative_zero, np.float32(-0.0), rounded(sum_to_odd(product, c), "f4", mode))
-        return rounded(sum_to_odd(product, c), "f4", mode)
+        result = rounded(sum_to_odd(product, c), "f4", mode)
+        if mode != "rm":
+            return result
+        negative_zero = (total == 0) & (np.signbit(product) | np.signbit(c))
+        return np.where(negative_zero, np.float32(-0.0), result)
 
     return multiply_add
+
+
+def _may_round_twice(total: Array) -> Array:
+    """Whether float64 is in the middle between two of float32, or so small that fewer bits than usual are kept."""
+    size = np.abs(total)
+    return ((total.view("i8") & 0x1FFFFFFF) == 0x10000000) | ((size < 2.0**-125) & (size > 0))
 
 
 def fused_double(a: Array, b: Array, c: Array) -> Array:

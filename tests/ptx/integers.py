@@ -40,10 +40,10 @@ def multiply_high(a: Array, b: Array) -> Array:
     """Return the upper halves of products."""
     if bits(a) < 64:
         return (multiply_wide(a, b) >> bits(a)).astype(a.dtype)
-    low = np.uint64(2**32 - 1)
-    (a0, a1), (b0, b1) = (((x := unsigned(v)) & low, x >> np.uint64(32)) for v in (a, b))
-    middle = a1 * b0 + (a0 * b0 >> np.uint64(32))
-    high = a1 * b1 + (middle >> np.uint64(32)) + ((middle & low) + a0 * b1 >> np.uint64(32))
+    low = 2**32 - 1
+    (a0, a1), (b0, b1) = (((x := unsigned(v)) & low, x >> 32) for v in (a, b))
+    middle = a1 * b0 + (a0 * b0 >> 32)
+    high = a1 * b1 + (middle >> 32) + ((middle & low) + a0 * b1 >> 32)
     if a.dtype.kind == "i":
         high = high - np.where(a < 0, unsigned(b), 0) - np.where(b < 0, unsigned(a), 0)
     return high.view(a.dtype)
@@ -73,8 +73,8 @@ def funnel(amount: Function, left: bool) -> Function:
     """Return the shift of two words side by side, `a` the lower one, by some function of the distance."""
 
     def shift(a: Array, b: Array, n: Array) -> Array:
-        pair = b.astype("u8") << np.uint64(32) | a
-        shifted = pair << amount(n) >> np.uint64(32) if left else pair >> amount(n)
+        pair, distance = b.astype("u8") << 32 | a, amount(n).astype("u8")
+        shifted = pair << distance >> 32 if left else pair >> distance
         return shifted.astype("u4")
 
     return shift
@@ -112,13 +112,12 @@ def insert(a: Array, b: Array, position: Array, length: Array) -> Array:
 
 def permute(a: Array, b: Array, selector: Array) -> Array:
     """Return four bytes of the eight in a and b, each as a nibble of the selector says."""
-    pair = b.astype("u8") << np.uint64(32) | a
-    result = np.zeros_like(pair)
+    pair = b.astype("u8") << 32 | a
+    result = np.zeros(np.broadcast_shapes(pair.shape, selector.shape), "u8")
     for place in range(4):
-        nibble = (selector >> np.uint32(4 * place) & np.uint32(15)).astype("u8")
-        octet = pair >> (nibble & np.uint64(7)) * np.uint64(8) & np.uint64(255)
-        sign = np.where(octet > 127, np.uint64(255), np.uint64(0))
-        result |= np.where(nibble > 7, sign, octet) << np.uint64(8 * place)
+        nibble = (selector >> 4 * place & 15).astype("u8")
+        octet = pair >> (nibble & 7) * 8 & 255
+        result |= np.where(nibble > 7, (octet >> 7) * 255, octet) << 8 * place
     return result.astype("u4")
 
 
@@ -127,7 +126,7 @@ def look_up(a: Array, b: Array, c: Array, table: Array) -> Array:
     result = np.zeros_like(a & b & c)
     for row in range(8):
         terms = (x if row & bit else ~x for x, bit in ((a, 4), (b, 2), (c, 1)))
-        result |= np.bitwise_and.reduce(np.broadcast_arrays(*terms)) & -(table >> np.uint32(row) & np.uint32(1))
+        result |= np.bitwise_and.reduce(np.broadcast_arrays(*terms)) & -(table >> row & 1)
     return result
 
 
@@ -181,10 +180,10 @@ TABLE: dict[str, tuple[Function, str]] = {
     "not": (np.bitwise_not, "t>t"),
     "shl": (shift_left, "tn>t"),
     "shr": (shift_right, "tn>t"),
-    "shf.l.wrap": (funnel(lambda n: (n & np.uint32(31)).astype("u8"), left=True), "ttn>t"),
-    "shf.r.wrap": (funnel(lambda n: (n & np.uint32(31)).astype("u8"), left=False), "ttn>t"),
-    "shf.l.clamp": (funnel(lambda n: np.minimum(n, 32).astype("u8"), left=True), "ttn>t"),
-    "shf.r.clamp": (funnel(lambda n: np.minimum(n, 32).astype("u8"), left=False), "ttn>t"),
+    "shf.l.wrap": (funnel(lambda n: n % 32, left=True), "ttn>t"),
+    "shf.r.wrap": (funnel(lambda n: n % 32, left=False), "ttn>t"),
+    "shf.l.clamp": (funnel(lambda n: np.minimum(n, 32), left=True), "ttn>t"),
+    "shf.r.clamp": (funnel(lambda n: np.minimum(n, 32), left=False), "ttn>t"),
     "brev": (reverse, "t>t"),
     "popc": (lambda x: np.bitwise_count(x).astype("u4"), "t>n"),
     "clz": (leading_zeros, "t>n"),
@@ -199,8 +198,10 @@ TABLE: dict[str, tuple[Function, str]] = {
     "sub.cc": (subtract_borrow, "tt>tc"),
     "subc": (first(subtract_borrow), "ttc>t"),
     "subc.cc": (subtract_borrow, "ttc>tc"),
+    "mad.lo.cc": (after(np.multiply, add_carry), "ttt>tc"),
+    "mad.hi.cc": (after(multiply_high, add_carry), "ttt>tc"),
+    "madc.lo": (after(np.multiply, first(add_carry)), "tttc>t"),
+    "madc.hi": (after(multiply_high, first(add_carry)), "tttc>t"),
+    "madc.lo.cc": (after(np.multiply, add_carry), "tttc>tc"),
+    "madc.hi.cc": (after(multiply_high, add_carry), "tttc>tc"),
 }
-for half, product in (("lo", np.multiply), ("hi", multiply_high)):
-    TABLE[f"mad.{half}.cc"] = (after(product, add_carry), "ttt>tc")
-    TABLE[f"madc.{half}"] = (after(product, first(add_carry)), "tttc>t")
-    TABLE[f"madc.{half}.cc"] = (after(product, add_carry), "tttc>tc")

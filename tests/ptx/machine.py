@@ -21,7 +21,7 @@ class Fault(Exception):  # noqa: N818
     """A wrong access or a trap: what, at which line of the PTX, by which thread of which block."""
 
 
-def launch(program: Program, grid: Size, block: Size, *arguments: Any) -> Counter[str]:
+def launch(program: Program, grid: Size, block: Size, *arguments: Any, dynamic: int = 0) -> Counter[str]:
     """Run a program on all blocks of a grid and return how often each opcode was executed.
 
     Parameters
@@ -30,6 +30,7 @@ def launch(program: Program, grid: Size, block: Size, *arguments: Any) -> Counte
     grid, block : numbers of blocks and of their threads along x, y, z
     *arguments : arrays, which are changed in place, `unwritten` arrays, NumPy scalars and tuples of these, flattened as
         numba does; Python's numbers get the type of their parameter
+    dynamic : bytes of shared memory that the program declares without a size
 
     Returns
     -------
@@ -46,7 +47,7 @@ def launch(program: Program, grid: Size, block: Size, *arguments: Any) -> Counte
     counts: Counter[str] = Counter()
     for first in range(0, blocks, at_once):
         numbers = np.arange(first, min(first + at_once, blocks))
-        machine = _Machine(program, held, grid, block, numbers)
+        machine = _Machine(program, held, grid, block, numbers, dynamic)
         machine.run()
         for instruction, count in zip(program.code, machine.counts, strict=True):
             if count:
@@ -68,7 +69,7 @@ def _coordinates(index: Array, size: tuple[int, int, int]) -> tuple[Array, Array
 class _Machine:
     """Some blocks: of the lanes that can run those always do that are at the lowest place in the code."""
 
-    def __init__(self, program: Program, held: Arguments, grid: Any, block: Any, numbers: Array) -> None:
+    def __init__(self, program: Program, held: Arguments, grid: Any, block: Any, numbers: Array, dynamic: int) -> None:
         threads = int(np.prod(block))
         lanes = len(numbers) * threads
         self.program, self.parameters = program, held.parameters
@@ -77,12 +78,13 @@ class _Machine:
         self.place = np.full(lanes, program.start)
         thread = np.tile(np.arange(threads), len(numbers))
         self.thread, self.block = _coordinates(thread, block), _coordinates(np.repeat(numbers, threads), grid)
-        self.special = {"%laneid": thread % 32, "%warpid": thread // 32}
+        self.special = {"%laneid": thread % 32, "%warpid": thread // 32, "%dynamic_smem_size": np.full(lanes, dynamic)}
         for axis, name in enumerate("xyz"):
             self.special[f"%tid.{name}"], self.special[f"%ctaid.{name}"] = self.thread[axis], self.block[axis]
             self.special[f"%ntid.{name}"] = np.full(lanes, block[axis])
             self.special[f"%nctaid.{name}"] = np.full(lanes, grid[axis])
-        self.shared = SharedMemory(program.shared, len(numbers), threads, program.granules["shared"])
+        shared = {address: size or dynamic for address, size in program.shared.items()}
+        self.shared = SharedMemory(shared, len(numbers), threads, program.granules["shared"])
         local = LocalMemory(program.local, lanes, program.granules["local"])
         self.spaces: dict[str, Any] = {"global": held.memory, "shared": self.shared, "local": local}
         self.spaces["generic"] = GenericMemory(self.spaces)
@@ -95,14 +97,25 @@ class _Machine:
         """Run until every lane has exited."""
         with np.errstate(all="ignore"):
             while (lowest := int(self.place.min())) < GONE:
-                if lowest >= HELD:
-                    # nobody runs, so all that are left of any block are at a barrier
-                    self.place[self.place < GONE] -= HELD
-                    self.shared.next_interval()
+                if lowest >= HELD:  # nobody runs, so all that are left of any block are at a barrier
+                    self._release()
                     continue
                 here = self.place == lowest
                 lanes = slice(None) if here.all() else np.flatnonzero(here)
                 self._run_from(lowest, lanes, int(self.place[~here].min(initial=HELD)))
+
+    def _release(self) -> None:
+        """Let lanes go on from barriers, where those of a warp must have waited together."""
+        starts = np.flatnonzero(self.special["%laneid"] == 0)
+        left = self.place < GONE
+        lowest = np.minimum.reduceat(self.place, starts)
+        apart = left & (self.place != np.repeat(lowest, np.diff(starts, append=len(left))))
+        if apart.any():
+            lane = int(apart.argmax())
+            what = "barrier at which not all of the warp wait"
+            raise self._fault(Violation(what, lane), int(self.place[lane]) - HELD - 1, slice(None))
+        self.place[left] -= HELD
+        self.shared.next_interval()
 
     def _run_from(self, place: int, lanes: Lanes, limit: int) -> None:
         """Let lanes run together until they part or come to where others are."""

@@ -17,7 +17,6 @@ from tests.ptx.parse import Variable
 
 BUFFER_BITS = 36  # so far apart lie global buffers: an index that leaves its array lands in no other one
 SHARED_WINDOW, LOCAL_WINDOW = 1 << 60, 1 << 61  # where generic addresses of these spaces begin
-FENCE = 1024  # bytes between variables of the other spaces
 EXISTS, WRITTEN, WRITABLE, STORED = 1, 2, 4, 8  # of a byte of global memory; what is stored is written
 Lanes = Any  # an array of lanes' numbers, or a slice
 
@@ -40,12 +39,13 @@ def refuse(bad: Array, what: str) -> None:
         raise Violation(what, int(bad.argmax()) // (bad.size // len(bad)))
 
 
-def place(variables: Iterable[Variable]) -> dict[str, int]:
-    """Return the addresses of variables with fences between them."""
-    addresses, start = {}, 0
+def place(variables: Iterable[Variable], fence: int) -> dict[str, int]:
+    """Return the addresses of variables, none aligned better than declared, with so many bytes or more between them."""
+    addresses, end = {}, 0
     for variable in variables:
-        addresses[variable.name] = start
-        start += -(-variable.size // 16) * 16 + FENCE
+        step = 2 * variable.align
+        addresses[variable.name] = -(-(end + fence) // step) * step + variable.align
+        end = addresses[variable.name] + variable.size
     return addresses
 
 

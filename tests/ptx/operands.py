@@ -109,7 +109,7 @@ def register_source(number: int, held: np.dtype[Any], dtype: np.dtype[Any]) -> S
 
 
 def _special_source(name: str, dtype: np.dtype[Any]) -> Source:
-    if not re.fullmatch(r"%(n?tid|n?ctaid)\.[xyz]|%laneid|%warpid", name):
+    if not re.fullmatch(r"%(n?tid|n?ctaid)\.[xyz]|%laneid|%warpid|%dynamic_smem_size", name):
         raise KeyError(name)
     return lambda state, lanes: state.special[name][lanes].astype(dtype)
 

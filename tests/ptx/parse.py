@@ -18,8 +18,8 @@ _NOT_TEXT = re.compile(r"//[^\n]*|/\*.*?\*/|^\s*\.(?:version|target|address_size
 _SPACE = re.compile(r"\s*")
 _LABEL = re.compile(r"\s*([\w$]+):")
 _VARIABLE = re.compile(
-    r"(?:\.(?:visible|extern|common|weak)\s+)*\.(?P<space>global|const|shared|local|param)\s+(?:\.align\s+\d+\s+)?"
-    r"\.(?P<type>\w+)\s+(?:\.ptr\s.*?)?(?P<name>[\w$%]+)\s*(?P<array>\[(?P<count>\d*)\])?"
+    r"(?:\.(?:visible|extern|common|weak)\s+)*\.(?P<space>global|const|shared|local|param)\s+"
+    r"(?:\.align\s+(?P<align>\d+)\s+)?\.(?P<type>\w+)\s+(?:\.ptr\s.*?)?(?P<name>[\w$%]+)\s*(?P<array>\[(?P<count>\d*)\])?"
     r"(?:\s*=\s*(?P<values>.*))?$",
     re.S,
 )
@@ -37,6 +37,7 @@ class Variable(NamedTuple):
     space: str
     dtype: np.dtype[Any]
     count: int
+    align: int
     values: tuple[str, ...] = ()
 
     @property
@@ -150,8 +151,9 @@ def _function(header: str) -> Function:
 def _variable(match: re.Match[str]) -> Variable:
     dtype = DTYPES[match["type"]]
     count = int(match["count"] or 0) if match["array"] else 1
+    align = int(match["align"] or dtype.itemsize)
     values = tuple(re.findall(r"[^\s{},]+", match["values"] or ""))
-    return Variable(match["name"], match["space"], dtype, count, values)
+    return Variable(match["name"], match["space"], dtype, count, align, values)
 
 
 def _add_variable(module: Module, match: re.Match[str]) -> None:

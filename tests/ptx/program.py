@@ -27,7 +27,7 @@ class Program:
     parameters : of the entry
     registers : dtype of each register's bits
     buffers : initial bytes of variables in global memory, which are its first buffers
-    shared, local : sizes of variables by address
+    shared, local : sizes of variables by address; dynamic shared memory has none yet
     granules : fewest bytes that an instruction accesses of shared and of local memory
     """
 
@@ -52,9 +52,7 @@ def load(text: str) -> Program:
     (entry,) = (function for function in module.functions.values() if function.kind == "entry")
     functions = {function.name: function for function in _needed(module, entry)}
     spaces = _spaces(module)
-    symbols = {variable.name: (k + 1) << BUFFER_BITS for k, variable in enumerate(spaces["global"])}
-    for name in ("shared", "local"):
-        symbols |= place(spaces[name])
+    symbols = _addresses(spaces)
     context = Context(
         symbols,
         module.registers,
@@ -95,6 +93,15 @@ def _spaces(module: Module) -> dict[str, list[Variable]]:
     for variable in variables.values():
         spaces[{"const": "global", "param": "local"}.get(variable.space, variable.space)].append(variable)
     return spaces
+
+
+def _addresses(spaces: dict[str, list[Variable]]) -> dict[str, int]:
+    """Return addresses of variables by name; those of dynamic size all have the last one."""
+    symbols = {variable.name: (k + 1) << BUFFER_BITS for k, variable in enumerate(spaces["global"])}
+    symbols |= place(spaces["local"], fence=64)
+    shared = sorted(spaces["shared"], key=lambda variable: (not variable.size, variable.align))
+    addresses = place(shared, fence=1024)
+    return symbols | addresses | {v.name: addresses[shared[-1].name] for v in shared if not v.size}
 
 
 def _initial(variable: Variable) -> Array:
