@@ -62,7 +62,7 @@ def test_a_fault_names_line_block_and_thread() -> None:
     "text",
     [
         "atom.global.add.u32 %r1, [%rd0], 1",
-        "add.rz.f32 %r1, %r2, %r3",
+        "add.rz.f64 %rd1, %rd2, %rd3",
         "add.u32 %r1, %r2, %r3, %r4",
         "add.u32 %r1, %r2",
         "add.u32 %r1, %r2, %undeclared",

@@ -40,7 +40,7 @@ def applied(function: Callable[[Any], Any], x: Any, to: Any, **options: bool) ->
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("function", [math.exp, math.log, math.tanh, math.sin, math.sqrt])
+@pytest.mark.parametrize("function", [math.exp, math.log, math.log1p, math.tanh, math.sin, math.sqrt])
 def test_elementary_functions(function: Callable[[float], float], dtype: Any) -> None:
     # up to arguments of a sine that only a function of its own, which is called, can reduce
     x = np.concatenate([np.geomspace(1e-3, 80, 70), 10.0 ** np.arange(3, 9) * (function is math.sin)]).astype(dtype)

@@ -96,6 +96,8 @@ EXACT: dict[str, tuple[tuple[str, ...], str, Callable[..., int]]] = {
     "brev": (BITS, "t>t", lambda t, a: int(f"{a:0{width(t)}b}"[::-1], 2)),
     "popc": (BITS, "t>n", lambda t, a: a.bit_count()),
     "clz": (BITS, "t>n", lambda t, a: width(t) - a.bit_length()),
+    "bfind": (INTEGERS, "t>n", lambda t, a: max(a, ~a).bit_length() - 1),
+    "bfind.shiftamt": (INTEGERS, "t>n", lambda t, a: width(t) - max(a, ~a).bit_length() if max(a, ~a) else -1),
     "bfe": (INTEGERS, "tnn>t", lambda t, a, p, n: field(a, p, n, t)),
     "bfi": (BITS, "ttnn>t", lambda t, a, b, p, n: with_field(a, b, p, n, t)),
     "prmt": (("b32",), "ttn>t", lambda t, a, b, n: permuted(a, b, n)),
@@ -173,6 +175,16 @@ def within(exact: Fraction, name: str) -> bool:
 def test_float32_multiply_add_rounds_once(mode: str, rows: list[tuple[float, float, float]]) -> None:
     exact = [Fraction(a) * Fraction(b) + Fraction(c) for a, b, c in rows]
     found = apply(f"fma.{mode}.f32", ("f32",) * 3, "f32", *zip(*rows, strict=True))
+    for x, y in zip(exact, found.tolist(), strict=True):
+        assert not within(x, "f32") or y == nearest(x, "f32", mode)
+
+
+@pytest.mark.parametrize("mode", ["rn", "rz", "rm", "rp"])
+@pytest.mark.parametrize("name", ["add", "sub", "mul"])
+@given(rows=st.lists(st.tuples(floats("f32"), floats("f32")), min_size=1))
+def test_float32_arithmetic_is_rounded_as_it_says(name: str, mode: str, rows: list[tuple[float, float]]) -> None:
+    exact = [getattr(operator, name)(Fraction(a), Fraction(b)) for a, b in rows]
+    found = apply(f"{name}.{mode}.f32", ("f32", "f32"), "f32", *zip(*rows, strict=True))
     for x, y in zip(exact, found.tolist(), strict=True):
         assert not within(x, "f32") or y == nearest(x, "f32", mode)
 

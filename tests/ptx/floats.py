@@ -79,6 +79,18 @@ def fused(mode: str = "rn") -> Function:
     return multiply_add
 
 
+def directed(mode: str) -> dict[str, tuple[Function, str]]:
+    """Return the instructions of float32 that can be rounded towards zero, down or up."""
+    multiply_add, one = fused(mode), np.ones(1, np.float32)
+    return {
+        f"add.{mode}": (lambda a, b: multiply_add(a, one, b), "tt>t"),
+        f"sub.{mode}": (lambda a, b: multiply_add(a, one, -b), "tt>t"),
+        f"mul.{mode}": (lambda a, b: rounded(np.multiply(a, b, dtype="f8"), "f4", mode), "tt>t"),
+        f"fma.{mode}": (multiply_add, "ttt>t"),
+        f"mad.{mode}": (multiply_add, "ttt>t"),
+    }
+
+
 def _may_round_twice(total: Array) -> Array:
     """Whether float64 is in the middle between two of float32, or so small that fewer bits than usual are kept."""
     size = np.abs(total)
@@ -206,7 +218,9 @@ _OF_BOTH: dict[str, tuple[Function, str]] = {
 TABLE: dict[str, dict[str, tuple[Function, str]]] = {
     "f32": {
         **_OF_BOTH,
-        **{f"{name}.{mode}": (fused(mode), "ttt>t") for name in ("fma", "mad") for mode in ("rz", "rm", "rp")},
+        **directed("rz"),
+        **directed("rm"),
+        **directed("rp"),
         "fma": (fused(), "ttt>t"),
         "mad": (fused(), "ttt>t"),
         "min.NaN": (or_nan(smallest), "tt>t"),

@@ -94,6 +94,18 @@ def leading_zeros(x: Array) -> Array:
     return np.where(x == 0, bits(x), ones.argmax(1)).astype("u4")
 
 
+def highest(x: Array) -> Array:
+    """Return the place of the highest bit that is not the sign, all ones where there is none."""
+    magnitude = unsigned(np.where(x < 0, ~x, x))
+    return (bits(x) - 1 - leading_zeros(magnitude).astype("i4")).astype("u4")
+
+
+def distance_of_highest(x: Array) -> Array:
+    """Return how far that bit is from the top, all ones where there is none."""
+    place = highest(x)
+    return np.where(place == 2**32 - 1, place, bits(x) - 1 - place)
+
+
 def extract(a: Array, position: Array, length: Array) -> Array:
     """Return a field of bits; the sign bit of one that ends beyond the number is the number's own."""
     position, length = (np.minimum(n & 255, bits(a) + 1) for n in (position, length))
@@ -187,6 +199,8 @@ TABLE: dict[str, tuple[Function, str]] = {
     "brev": (reverse, "t>t"),
     "popc": (lambda x: np.bitwise_count(x).astype("u4"), "t>n"),
     "clz": (leading_zeros, "t>n"),
+    "bfind": (highest, "t>n"),
+    "bfind.shiftamt": (distance_of_highest, "t>n"),
     "bfe": (extract, "tnn>t"),
     "bfi": (insert, "ttnn>t"),
     "prmt": (permute, "ttn>t"),
