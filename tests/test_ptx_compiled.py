@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 from numba import float32, float64, int32, int64, types, uint32, uint64
 
 from tests.plain_philox import plain_philox
-from tests.ptx import Fault, launch, unwritten
-from tests.ptx.compile import compiled, cuda
+from tests.ptx import Fault, launch, load, unwritten
+from tests.ptx.compile import compiled, compiled_text, cuda
 
 TYPES = {np.float32: float32, np.float64: float64, np.int32: int32, np.int64: int64, np.uint32: uint32}
 
@@ -132,6 +133,18 @@ def test_matrix_product(n: int, depth: int, m: int) -> None:
     slices, blocks = -(-depth // SLICE), -(-n // SIDE) * -(-m // SIDE)
     assert counts["bar.sync"] == 2 * slices * blocks * SIDE
     assert counts["fma.rn.f32"] == SLICE * slices * blocks * SIDE * 64
+
+
+@pytest.mark.parametrize("barrier", [0, 1])
+def test_every_barrier_of_the_product_is_needed(barrier: int) -> None:
+    before, *rest = re.split(r"(bar\.sync\s+0;)", compiled_text(product, *[float32[:, ::1]] * 3))
+    assert len(rest) == 4
+    del rest[2 * barrier]
+    a = np.ones((SIDE, 2 * SLICE), np.float32)
+    with pytest.raises(Fault, match="race"):
+        launch(
+            load("".join([before, *rest])), 1, SIDE, a, np.ones_like(a.T), unwritten(np.zeros((SIDE, SIDE), np.float32))
+        )
 
 
 def collatz(x, steps):

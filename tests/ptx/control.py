@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.ptx.instructions import GONE, HELD, Action, Context
-from tests.ptx.memory import Lanes, Violation
+from tests.ptx.memory import LaneError, Lanes
 from tests.ptx.operands import Operands, State
 
 
@@ -69,7 +69,7 @@ def trap(operands: Operands, here: int, context: Context) -> list[Action]:
     """Decode trap."""
 
     def step(state: State, lanes: Lanes) -> None:
-        raise Violation("trap", 0)
+        raise LaneError("trap", 0)
 
     return [Action(step)]
 

@@ -10,7 +10,7 @@ import numpy as np
 from tests.ptx.arguments import Arguments
 from tests.ptx.instructions import GONE, HELD
 from tests.ptx.integers import Array
-from tests.ptx.memory import GenericMemory, Lanes, LocalMemory, SharedMemory, Violation
+from tests.ptx.memory import GenericMemory, LaneError, Lanes, LocalMemory, SharedMemory
 from tests.ptx.program import Program
 
 LANES = 2048  # at most of blocks that run together, unless one block has more
@@ -113,7 +113,7 @@ class _Machine:
         if apart.any():
             lane = int(apart.argmax())
             what = "barrier at which not all of the warp wait"
-            raise self._fault(Violation(what, lane), int(self.place[lane]) - HELD - 1, slice(None))
+            raise self._fault(LaneError(what, lane), int(self.place[lane]) - HELD - 1, slice(None))
         self.place[left] -= HELD
         self.shared.next_interval()
 
@@ -132,8 +132,8 @@ class _Machine:
                     step(self, taken)
                 elif some and jump is not None:
                     target = jump(self, taken)
-            except Violation as violation:
-                raise self._fault(violation, place, taken) from None
+            except LaneError as error:
+                raise self._fault(error, place, taken) from None
             if isinstance(target, int) and (target == place + 1 or some == count):
                 place = target
                 continue
@@ -148,8 +148,8 @@ class _Machine:
             return lanes
         return np.flatnonzero(mask) if isinstance(lanes, slice) else lanes[mask]
 
-    def _fault(self, violation: Violation, place: int, lanes: Lanes) -> Fault:
-        lane = violation.position if isinstance(lanes, slice) else lanes[violation.position]
+    def _fault(self, error: LaneError, place: int, lanes: Lanes) -> Fault:
+        lane = error.position if isinstance(lanes, slice) else lanes[error.position]
         thread, block = (tuple(int(axis[lane]) for axis in axes) for axes in (self.thread, self.block))
         statement = self.program.code[place].statement
-        return Fault(f"{violation.what}: thread {thread} of block {block}, line {statement.line}: {statement.text}")
+        return Fault(f"{error.what}: thread {thread} of block {block}, line {statement.line}: {statement.text}")

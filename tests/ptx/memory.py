@@ -1,7 +1,7 @@
 """The memory spaces: bytes, and for each of them whether it exists, who wrote it and who read it.
 
 Every access is of one instruction by some lanes at once: `lanes` selects from what a space knows of each lane, and
-address i belongs to the i-th lane of the selection. A bad access raises `Violation`.
+address i belongs to the i-th lane of the selection. A bad access raises `LaneError`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INTERVAL, _MANY = np.uint32(2048), np.uint32(1024)
 _LANE_BITS = np.uint32(11)
 
 
-class Violation(Exception):  # noqa: N818
+class LaneError(Exception):
     """What is wrong with the access of the lane at a position of the selection."""
 
     def __init__(self, what: str, position: int) -> None:
@@ -34,9 +34,9 @@ class Violation(Exception):  # noqa: N818
 
 
 def refuse(bad: Array, what: str) -> None:
-    """Raise Violation for the first lane that is bad."""
+    """Raise LaneError for the first lane that is bad."""
     if bad.any():
-        raise Violation(what, int(bad.argmax()) // (bad.size // len(bad)))
+        raise LaneError(what, int(bad.argmax()) // (bad.size // len(bad)))
 
 
 def place(variables: Iterable[Variable], fence: int) -> dict[str, int]:
@@ -238,8 +238,8 @@ class GenericMemory:
 
 @contextmanager
 def _among(own: Array) -> Iterator[None]:
-    """Let a violation be of a lane of the whole selection, of which some positions are accessed."""
+    """Let an error that names one of the selection's own positions name it among all."""
     try:
         yield
-    except Violation as violation:
-        raise Violation(violation.what, int(own[violation.position])) from None
+    except LaneError as error:
+        raise LaneError(error.what, int(own[error.position])) from None

@@ -126,6 +126,6 @@ def _code(context: Context) -> list[Instruction]:
             for label, index in function.labels.items()
             if index < len(function.body) and function.body[index].opcode == ".branchtargets"
         }
-        for place_, statement in zip(places, function.body, strict=False):
-            code += decode(statement, place_, context)
+        for here, statement in zip(places, function.body, strict=False):
+            code += decode(statement, here, context)
     return code
