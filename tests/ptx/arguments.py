@@ -13,11 +13,25 @@ from tests.ptx.parse import Variable
 from tests.ptx.program import Program
 
 
+class Memory:
+    """Numbers of a device that stay from launch to launch: an argument of one value, where they lie.
+
+    Attributes
+    ----------
+    array : the numbers
+    written : (*array.shape, itemsize), of each byte whether it may be read
+    """
+
+    def __init__(self, array: Array, written: bool = True) -> None:
+        self.array, self.written = array, np.full((*array.shape, array.itemsize), written)
+
+
 class _Argument(NamedTuple):
-    """An array, and whether what it holds may be read."""
+    """An array, whether what it holds may be read, and whether just its place is handed over."""
 
     array: Array
-    written: bool
+    written: bool | Array
+    memory: Memory | None = None
 
 
 def unwritten(array: Array) -> _Argument:
@@ -33,11 +47,11 @@ class Arguments:
         constants = [_Argument(initial.copy(), written=True) for initial in program.buffers]
         buffers = constants + [leaf for leaf in leaves if isinstance(leaf, _Argument)]
         self.memory = GlobalMemory(_extent(buffer.array) for buffer in buffers)
-        self._views: list[tuple[Array, Array, Array]] = []
+        self._views: list[tuple[_Argument, Array, Array]] = []
         pointers = iter([self._put(number, buffer) for number, buffer in enumerate(buffers)][len(constants) :])
         values: list[Any] = []
         for leaf in leaves:
-            values += _flat(leaf.array, next(pointers)) if isinstance(leaf, _Argument) else [leaf]
+            values += _values(leaf, next(pointers)) if isinstance(leaf, _Argument) else [leaf]
         if len(values) != len(program.parameters):
             raise TypeError(f"{len(values)} values for {len(program.parameters)} parameters")
         self.parameters = {p.name: _bytes(p, value) for p, value in zip(program.parameters, values, strict=True)}
@@ -48,26 +62,30 @@ class Arguments:
         if not buffer.array.size:
             return start
         numbers, state, first = self.memory.view(number, buffer.array)
-        state[...] = EXISTS | buffer.written * WRITTEN | buffer.array.flags.writeable * WRITABLE
-        if buffer.written:
+        state[...] = EXISTS | buffer.written * np.uint8(WRITTEN) | buffer.array.flags.writeable * WRITABLE
+        if np.any(buffer.written):
             numbers[...] = buffer.array
-        self._views.append((buffer.array, numbers, state))
+        self._views.append((buffer, numbers, state))
         return start + first
 
     def write_back(self) -> None:
         """Copy what was stored, refusing arrays of which another shows a part, which would not have changed."""
-        for array, numbers, state in self._views:
-            stored = (state & STORED).any(-1)
+        for buffer, numbers, state in self._views:
+            stored = (state & STORED) != 0
             if stored.any():
-                if sum(np.shares_memory(array, other) for other, _, _ in self._views) > 1:
+                if sum(np.shares_memory(buffer.array, other.array) for other, _, _ in self._views) > 1:
                     raise ValueError("an array that is written to overlaps another argument")
-                np.copyto(array, numbers, where=stored)
+                np.copyto(buffer.array, numbers, where=stored.any(-1))
+                if buffer.memory is not None:
+                    buffer.memory.written |= stored
 
 
 def _leaves(arguments: Iterable[Any]) -> Iterator[Any]:
     for argument in arguments:
         if isinstance(argument, np.ndarray):
             yield _Argument(argument, written=True)
+        elif isinstance(argument, Memory):
+            yield _Argument(argument.array, argument.written, argument)
         elif isinstance(argument, tuple) and not isinstance(argument, _Argument):
             yield from _leaves(argument)
         else:
@@ -79,8 +97,11 @@ def _extent(array: Array) -> int:
     return sum(spans) + array.itemsize if array.size else 0
 
 
-def _flat(array: Array, pointer: int) -> list[int]:
-    """Return meminfo, parent, number and size of elements, pointer, shape and strides."""
+def _values(leaf: _Argument, pointer: int) -> list[int]:
+    """Return a pointer alone, or meminfo, parent, number and size of elements, pointer, shape and strides."""
+    array = leaf.array
+    if leaf.memory is not None:
+        return [pointer]
     return [0, 0, array.size, array.itemsize, pointer, *array.shape, *array.strides]
 
 

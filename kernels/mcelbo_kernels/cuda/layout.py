@@ -1,4 +1,4 @@
-"""How a call is laid out: how long its chunks are, which tiles its products take, and how their sums are cut.
+"""How the products of a call are shared out: how long its chunks are, which tiles they take, how sums are cut.
 
 All of it follows from the problem alone, never from the device, so that the same call gives the same bits everywhere.
 """
@@ -7,29 +7,74 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda.seam import float32
+import numpy as np
+
+from mcelbo_kernels.cuda.noise import INJECTED
+from mcelbo_kernels.cuda.seam import float32, float64
 from mcelbo_kernels.cuda.tile import LARGE, NARROW, SLICE, SMALL, Tile
-from mcelbo_kernels.problem import Need, Problem
+from mcelbo_kernels.problem import Activation, Need, Problem
 
 # What a chunk leaves for its gradients stays in the second-level cache of an A100 or H100 (40 and 50 MB).
 BYTES_OF_A_CHUNK = 32 << 20
 FEWEST_ROWS, MOST_ROWS = 1024, 1 << 20
 # Two blocks for each multiprocessor of an H100.
 ENOUGH_BLOCKS = 264
-# A sum in single precision ends after so many terms.
-LONGEST_SUM = 1024
+# A sum in single precision ends after so many terms, and a cut one is not shorter than this.
+LONGEST_SUM, SHORTEST_SUM = 1024, 256
 
 
-class Part(NamedTuple):
-    """How a product whose sum may be cut is shared out: into `parts` of `piece` terms, by blocks of `tile`."""
+class Kind(NamedTuple):
+    """All that a call's kernels and memory depend on: a problem without its numbers, and what is asked about it."""
 
-    tile: Tile
-    parts: int
-    piece: int
+    dtype: np.dtype[Any]
+    batch: int
+    samples: int
+    widths: tuple[int, ...]  # d, the hidden layers' and m
+    activations: tuple[Activation, ...]
+    cell: str
+    sampler: str  # or "injected"
+    weights: int  # how many data have pixel weights: 0 without any, 1 where they are shared
+    need: Need
+    upstream: bool  # whether samples have factors
+    keep: bool  # whether all errors are kept
+
+    @property
+    def real(self) -> Any:
+        """Precision of the problem, as a type of numba."""
+        return float32 if self.dtype == np.float32 else float64
+
+    @property
+    def rows(self) -> int:
+        """Samples of all data."""
+        return self.batch * self.samples
+
+    @property
+    def lowest(self) -> int:
+        """The first layer whose da is needed: -1 where dz is."""
+        if self.need.mu or self.need.logvar:
+            return -1
+        return next((index for index, needed in enumerate(self.need.layers) if any(needed)), len(self.widths) - 2)
+
+
+def kind_of(problem: Problem, need: Need, upstream: bool, keep: bool) -> Kind:
+    """Describe a call."""
+    return Kind(
+        problem.x.dtype,
+        len(problem.x),
+        problem.draw.num_samples,
+        (problem.mu.shape[1], *[layer.weight.shape[0] for layer in problem.layers]),
+        tuple([layer.activation for layer in problem.layers]),
+        problem.cell,
+        problem.draw.sampler if problem.draw.eps is None else INJECTED,
+        0 if problem.weight is None else len(problem.weight),
+        need,
+        upstream,
+        keep,
+    )
 
 
 def up(size: int, step: int) -> int:
-    """Return the size in whole steps."""
+    """Return how many steps reach a size."""
     return -(-size // step)
 
 
@@ -46,35 +91,39 @@ def tile_for(rows: int, columns: int, real: Any, parts: int = 1) -> Tile:
     return LARGE if large else SMALL
 
 
-def capacity(problem: Problem, need: Need) -> int:
-    """Return the rows of a chunk: all of them, or chunks of nearly one length in whole tiles."""
-    latent, pixels = problem.mu.shape[1], problem.x.shape[1]
-    hidden = sum(layer.weight.shape[0] for layer in problem.layers[:-1])
-    numbers = latent + hidden
-    if need.gradient:
-        numbers += latent + hidden + pixels * (1 + need.x + need.weight)
-    rows = len(problem.x) * problem.draw.num_samples
-    affordable = BYTES_OF_A_CHUNK // (numbers * problem.x.dtype.itemsize)
-    longest = min(MOST_ROWS, max(FEWEST_ROWS, affordable))
-    chunks = max(1, up(rows, longest))
-    return max(1, up(rows, chunks * LARGE.height)) * LARGE.height
+def rows_of_a_chunk(kind: Kind) -> int:
+    """Return the rows of a chunk: all there are, or chunks of nearly one length in whole tiles."""
+    latent, *hidden, pixels = kind.widths
+    numbers = latent + sum(hidden)
+    if kind.need.gradient:
+        numbers += latent + sum(hidden) + pixels * (1 + kind.need.x + kind.need.weight)
+    affordable = BYTES_OF_A_CHUNK // max(1, numbers * kind.dtype.itemsize)
+    chunks = max(1, up(kind.rows, min(MOST_ROWS, max(FEWEST_ROWS, affordable))))
+    return max(1, up(kind.rows, chunks * LARGE.height)) * LARGE.height
 
 
-def cut_outputs(rows: int, inputs: int, outputs: int, real: Any) -> Part:
-    """Share out dz = da W, whose sum goes over the outputs."""
-    tile = tile_for(rows, inputs, real)
-    return cut(tile, tiles(tile, rows, inputs), outputs, 8 * SLICE)
+class Cut(NamedTuple):
+    """How a sum is cut: into `parts` of `piece` terms, which blocks of `tile` add up."""
+
+    tile: Tile
+    parts: int
+    piece: int
 
 
-def cut_rows(rows: int, inputs: int, outputs: int, real: Any) -> Part:
-    """Share out dW = da^T h, whose sum goes over the rows."""
-    few = up(rows, LONGEST_SUM)
-    tile = tile_for(outputs, inputs, real, max(few, up(rows, 256)))
-    return cut(tile, tiles(tile, outputs, inputs), rows, 32 * SLICE)
+def cut(tile: Tile, blocks: int, terms: int) -> Cut:
+    """Cut a sum so that there are enough blocks, and none is longer than a sum in single precision may be."""
+    parts = max(up(terms, LONGEST_SUM), min(up(ENOUGH_BLOCKS, max(1, blocks)), up(terms, SHORTEST_SUM)))
+    piece = max(1, up(up(terms, max(1, parts)), SLICE)) * SLICE
+    return Cut(tile, max(1, up(terms, piece)), piece)
 
 
-def cut(tile: Tile, blocks: int, terms: int, shortest: int) -> Part:
-    """Cut a sum so that there are enough blocks and no part is longer than a sum in single precision may be."""
-    parts = max(up(terms, LONGEST_SUM), min(up(ENOUGH_BLOCKS, blocks), up(terms, shortest)))
-    piece = up(up(terms, parts), SLICE) * SLICE
-    return Part(tile, max(1, up(terms, piece)), piece)
+def cut_latent_gradient(rows: int, latent: int, outputs: int, real: Any) -> Cut:
+    """Cut dz = da W, whose sum goes over the first layer's outputs."""
+    tile = tile_for(rows, latent, real)
+    return cut(tile, tiles(tile, rows, latent), outputs)
+
+
+def cut_weight_gradient(rows: int, inputs: int, outputs: int, real: Any) -> Cut:
+    """Cut dW = da^T h, whose sum goes over the rows."""
+    tile = tile_for(outputs, inputs, real, up(rows, SHORTEST_SUM))
+    return cut(tile, tiles(tile, outputs, inputs), rows)

@@ -21,7 +21,7 @@ from mcelbo_kernels.cuda.scalars import binding
 from mcelbo_kernels.cuda.seam import Kernel, cuda, device, int32, int64, pointer, tuple_of, uint32
 from mcelbo_kernels.numerics.elementary import exp
 
-THREADS = 256
+THREADS, ROWS_OF_A_THREAD = 256, 4
 
 
 def source_type(sampler: str, real: Any) -> Any:

@@ -2,7 +2,7 @@
 
 A chunk of rows takes, with L layers,
 
-    draw, L - 1 hidden, last                        z, h and the errors' sums by tiles of columns
+    draw, L - 1 hidden, last                        z, h, and the errors of each tile's columns
     moments, or finish_errors                       of each datum, or of each row
     L backward, L weight_gradient                   da from layer to layer, dz; dW and dc in parts
     latent_gradient, L parameter_gradient           the parts added up
@@ -12,20 +12,16 @@ launches, those of gradients only where they are needed.
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from mcelbo_kernels.cuda import layers, samples, sums
-from mcelbo_kernels.cuda.layout import capacity, cut_outputs, cut_rows, tile_for, tiles, up
-from mcelbo_kernels.cuda.noise import INJECTED
-from mcelbo_kernels.cuda.seam import float32, float64
+from mcelbo_kernels.cuda.layout import kind_of, up
+from mcelbo_kernels.cuda.memory import chunk_memory, places_of_results, waiting_memory
+from mcelbo_kernels.cuda.plan import plan_of
+from mcelbo_kernels.cuda.samples import ROWS_OF_A_THREAD
+from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, lanes_for
 from mcelbo_kernels.cuda.target import Target
 from mcelbo_kernels.numerics.sobol import latents_first, scipy_directions
 from mcelbo_kernels.problem import Gradients, Moments, Need, Problem, check_upstream
-
-DRAWN_BY_A_THREAD = 4  # rows
 
 
 def errors(problem: Problem, seed: Any, target: Target) -> Any:
@@ -56,7 +52,7 @@ def value_and_gradients(problem: Problem, need: Need, seed: Any, target: Target)
     problem, seed, target
         As for `errors`.
     need : Need
-        Which gradients to return; the others are None.
+        Which gradients to return; the others are None, but for mu and logvar, which come together.
 
     Returns
     -------
@@ -68,14 +64,13 @@ def value_and_gradients(problem: Problem, need: Need, seed: Any, target: Target)
 
 
 def gradients(problem: Problem, upstream: Any, need: Need, seed: Any, target: Target) -> Gradients:
-    """Return the vector-Jacobian product of T with `upstream` (B, n); the noise is drawn again.
+    """Return the vector-Jacobian product of T with `upstream`; the noise is drawn again.
 
     Parameters
     ----------
-    problem, seed, target
-        As for `errors`.
+    problem, need, seed, target
+        As for `value_and_gradients`.
     upstream : array, shape (B, n)
-    need : Need
 
     Returns
     -------
@@ -92,321 +87,137 @@ def gradients(problem: Problem, upstream: Any, need: Need, seed: Any, target: Ta
     return call.gradients
 
 
-class Buffers(NamedTuple):
-    """A chunk's memory; what nobody needs is None."""
-
-    inputs: list[Any]  # of each layer, (rows, I): z, then h
-    slopes: list[Any]  # of each layer, (rows, O): the activation's slope, then da
-    sums: Any  # (tiles, rows) of the errors
-    dz: Any  # (parts, rows, d)
-    dx: Any  # (rows, m)
-    dw: Any  # (rows, m)
-
-
 class Call:
-    """A call: what it computes with, and where the results lie."""
+    """A call: its plan, its memory, and what it computes with."""
 
     def __init__(
-        self,
-        problem: Problem,
-        need: Need,
-        seed: Any,
-        target: Target,
-        *,
-        upstream: Any = None,
-        errors: Any = None,
+        self, problem: Problem, need: Need, seed: Any, target: Target, *, upstream: Any = None, errors: Any = None
     ) -> None:
-        self.problem, self.need, self.target = problem, need, target
-        self.upstream, self.errors = upstream, errors
-        self.real = float32 if problem.x.dtype == np.float32 else float64
-        self.batch, self.pixels = problem.x.shape
-        self.n = problem.draw.num_samples
-        self.scale = 1.0 if upstream is not None else 1.0 / self.n
-        self.widths = [problem.mu.shape[1], *(layer.weight.shape[0] for layer in problem.layers)]
-        self.rows = self.batch * self.n
-        self.length = min(capacity(problem, need), max(1, self.rows))
-        self.noise = self._noise(seed)
-        self.lowest = lowest(need)
-        self.results()
-        self.make_buffers()
-
-    def _noise(self, seed: Any) -> tuple[Any, ...]:
-        """Return the noise's source, and set the sampler."""
-        draw, latent = self.problem.draw, self.widths[0]
-        self.sampler, table = draw.sampler, seed
-        if draw.eps is not None:
-            self.sampler, table = INJECTED, draw.eps
-        elif draw.sampler == "sobol":
+        self.problem, self.target, self.upstream, self.errors = problem, target, upstream, errors
+        self.kind = kind_of(problem, need, upstream is not None, errors is not None)
+        self.plan = plan_of(self.kind)
+        self.chunk, self.waiting = chunk_memory(self.plan, target), waiting_memory(self.plan, target)
+        self.moments, self.gradients = places_of_results(problem, self.plan, target)
+        draw, latent = problem.draw, self.kind.widths[0]
+        table = seed if draw.eps is None else draw.eps
+        if self.kind.sampler == "sobol":
             directions = scipy_directions(latent) if draw.directions is None else draw.directions[:latent]
-            table = self.target.upload(latents_first(directions))
-        return seed, table, self.n, latent, draw.datum_offset, draw.sample_offset
-
-    def results(self) -> None:
-        """Make the places of the results, and of what waits between chunks."""
-        problem, need, real, wide = self.problem, self.need, self.problem.x.dtype, np.dtype(np.float64)
-        empty, (batch, latent) = self.target.empty, problem.mu.shape
-
-        def place(needed: bool, like: Any) -> Any:
-            return empty(int(np.prod(like.shape)), real) if needed else None
-
-        self.moments = Moments(empty(batch, wide), empty(batch, wide))
-        self.gradients = Gradients(
-            x=place(need.x, problem.x),
-            weight=place(need.weight, problem.weight),
-            mu=place(need.mu or need.logvar, problem.mu),
-            logvar=place(need.mu or need.logvar, problem.logvar),
-            layers=tuple(
-                (place(weight, layer.weight), place(bias, layer.bias))
-                for layer, (weight, bias) in zip(problem.layers, need.layers, strict=True)
-            ),
-        )
-        self.waiting_moments = empty(3 * batch, wide)
-        self.waiting_latents = empty(2 * batch * latent, wide)
-        self.waiting_x = empty(batch * self.pixels, wide) if need.x else None
-        self.waiting_weight = (
-            empty(int(np.prod(problem.weight.shape)), wide) if problem.weight is not None and need.weight else None
-        )
-        self.waiting_layers = [
-            empty(layer.weight.size + layer.bias.size, wide) if any(needed) else None
-            for layer, needed in zip(problem.layers, need.layers, strict=True)
-        ]
-
-    def make_buffers(self) -> None:
-        """Choose the tiles and make a chunk's memory."""
-        need, real, rows, widths = self.need, self.problem.x.dtype, self.length, self.widths
-        empty, gradient = self.target.empty, self.need.gradient
-        self.tiles = [tile_for(rows, outputs, self.real) for outputs in widths[1:]]
-        self.of_dz = cut_outputs(rows, widths[0], widths[1], self.real)
-        self.of_weights = [cut_rows(rows, inputs, outputs, self.real) for inputs, outputs in pairwise(widths)]
-        parts = max(
-            (
-                part.parts * outputs * (inputs + 1)
-                for part, (inputs, outputs) in zip(self.of_weights, pairwise(widths), strict=True)
-            ),
-            default=0,
-        )
-        self.parts = empty(parts, real) if any(map(any, need.layers)) else None
-        self.buffers = Buffers(
-            inputs=[empty(rows * width, real) for width in widths[:-1]],
-            slopes=[empty(rows * width, real) if gradient else None for width in widths[1:]],
-            sums=empty(rows * up(widths[-1], self.tiles[-1].width), real),
-            dz=empty(self.of_dz.parts * rows * widths[0], real) if self.lowest < 0 else None,
-            dx=empty(rows * widths[-1], real) if need.x else None,
-            dw=empty(rows * widths[-1], real) if need.weight else None,
-        )
+            table = target.upload(latents_first(directions))
+        self.noise = (seed, table, self.kind.samples, latent, draw.datum_offset, draw.sample_offset)
+        # all samples of a mean weigh the same
+        self.scale = 1.0 / self.kind.samples if upstream is None else 1.0
 
     def run(self) -> None:
         """Launch everything."""
-        for begin in range(0, self.rows, self.length):
-            count = min(self.length, self.rows - begin)
+        for begin in range(0, self.kind.rows, self.plan.length):
+            count = min(self.plan.length, self.kind.rows - begin)
             self.forward(begin, count)
-            self.collect_errors(begin, count)
-            if self.need.gradient:
+            self.add_errors(begin, count)
+            if self.kind.need.gradient:
                 self.backward(count)
-                self.collect_gradients(begin, count)
+                self.add_latents(begin, count)
+                self.add_pixels(begin, count)
+                for index in range(len(self.problem.layers)):
+                    self.add_weights(index, begin, count)
 
     def forward(self, begin: int, count: int) -> None:
         """From the noise to the last layer's errors and da."""
-        problem, buffers, launch, real = self.problem, self.buffers, self.target.launch, self.real
-        gradient, need, latent = self.need.gradient, self.need, self.widths[0]
-        quads = self.n % 4 == 0 and begin % 4 == 0 and problem.draw.sample_offset % 4 == 0
-        blocks = up(up(count, DRAWN_BY_A_THREAD) * latent, samples.THREADS)
-        z = buffers.inputs[0]
-        if latent:
+        launch, problem, chunk, n = self.target.launch, self.problem, self.chunk, self.kind.samples
+        whole = int(n % 4 == 0 and begin % 4 == 0 and problem.draw.sample_offset % 4 == 0)
+        threads = up(count, ROWS_OF_A_THREAD) * self.kind.widths[0]
+        if threads:
+            blocks = (up(threads, THREADS), 1)
+            z = chunk.inputs[0]
+            launch(self.plan.draw, blocks, problem.mu, problem.logvar, self.noise, begin, count, whole, z)
+        *hidden, last = self.plan.forward
+        for index, product in enumerate(hidden):
+            ends = chunk.inputs[index + 1], chunk.slopes[index], count
             launch(
-                samples.draw(self.sampler, real),
-                (blocks, 1),
-                problem.mu,
-                problem.logvar,
-                self.noise,
-                begin,
-                count,
-                int(quads),
-                z,
+                product.kernel,
+                product.blocks(count),
+                chunk.inputs[index],
+                *self.layer(index),
+                *ends,
+                *self.sides(index),
             )
-        for index, layer in enumerate(problem.layers[:-1]):
-            tile, (outputs, inputs) = self.tiles[index], layer.weight.shape
-            launch(
-                layers.hidden(layers.Hidden(tile, real, layer.activation.name, gradient)),
-                (tiles(tile, count, outputs), 1),
-                buffers.inputs[index],
-                layer.weight,
-                layer.bias,
-                layer.activation.parameter,
-                buffers.inputs[index + 1],
-                buffers.slopes[index],
-                count,
-                inputs,
-                outputs,
-            )
-        layer, tile, weight = problem.layers[-1], self.tiles[-1], problem.weight
-        outputs, inputs = layer.weight.shape
-        spec = layers.Last(
-            tile, real, layer.activation.name, problem.cell, gradient, weight is not None, need.x, need.weight
-        )
-        launch(
-            layers.last(spec),
-            (tiles(tile, count, outputs), 1),
-            buffers.inputs[-1],
-            layer.weight,
-            layer.bias,
-            layer.activation.parameter,
-            problem.x,
-            weight,
-            0 if weight is None or len(weight) == 1 else outputs,
-            buffers.sums,
-            buffers.slopes[-1],
-            buffers.dx,
-            buffers.dw,
-            self.n,
-            begin,
-            count,
-            inputs,
-            outputs,
-        )
+        weight = problem.weight
+        pixels = (problem.x, weight, self.kind.widths[-1] if weight is not None and len(weight) > 1 else 0)
+        left = chunk.sums, chunk.slopes[-1], chunk.dx, chunk.dw
+        place = n, begin, count, *self.sides(-1)
+        launch(last.kernel, last.blocks(count), chunk.inputs[-1], *self.layer(-1), *pixels, *left, *place)
 
-    def collect_errors(self, begin: int, count: int) -> None:
-        """Add up the errors of each row, or of each datum."""
-        launch, buffers, columns = self.target.launch, self.buffers, up(self.pixels, self.tiles[-1].width)
+    def layer(self, index: int) -> tuple[Any, ...]:
+        """Return a layer's weight, bias and parameter."""
+        layer = self.problem.layers[index]
+        return layer.weight, layer.bias, layer.activation.parameter
+
+    def sides(self, index: int) -> tuple[int, int]:
+        """Return a layer's inputs and outputs."""
+        outputs, inputs = self.problem.layers[index].weight.shape
+        return inputs, outputs
+
+    def add_errors(self, begin: int, count: int) -> None:
+        """Add up the errors of each row, or the moments of each datum."""
+        launch, kernel, sums, columns = self.target.launch, self.plan.errors, self.chunk.sums, self.plan.columns
         if self.errors is not None:
-            blocks = (up(count, sums.THREADS), 1)
-            launch(sums.finish_errors(self.real), blocks, buffers.sums, columns, count, begin, self.errors)
+            launch(kernel, (up(count, THREADS), 1), sums, columns, count, begin, self.errors)
         elif self.upstream is None:
-            launch(
-                sums.moments(self.real),
-                (1, self.data(begin, count)),
-                buffers.sums,
-                columns,
-                begin,
-                count,
-                self.n,
-                self.waiting_moments,
-                self.moments.mean,
-                self.moments.squares,
-            )
-
-    def data(self, begin: int, count: int) -> int:
-        """Return how many data have rows in a chunk."""
-        return (begin + count - 1) // self.n - begin // self.n + 1
+            n = self.kind.samples
+            results = self.waiting.moments, self.moments.mean, self.moments.squares
+            launch(kernel, (data(begin, count, n), 1), sums, columns, begin, count, n, *results)
 
     def backward(self, count: int) -> None:
         """From the last layer's da to those before it, and to dz."""
-        launch, real, buffers = self.target.launch, self.real, self.buffers
-        for index in range(len(self.problem.layers) - 1, max(self.lowest, 0), -1):
-            outputs, inputs = self.problem.layers[index].weight.shape
-            tile = tile_for(count, inputs, real)
-            launch(
-                layers.backward(layers.Backward(tile, real, True)),
-                (tiles(tile, count, inputs), 1),
-                buffers.slopes[index],
-                self.problem.layers[index].weight,
-                buffers.slopes[index - 1],
-                count,
-                inputs,
-                outputs,
-                outputs,
-            )
-        if self.lowest < 0:
-            outputs, inputs = self.problem.layers[0].weight.shape
-            tile, parts, piece = self.of_dz
-            launch(
-                layers.backward(layers.Backward(tile, real, False)),
-                (tiles(tile, count, inputs), parts),
-                buffers.slopes[0],
-                self.problem.layers[0].weight,
-                buffers.dz,
-                count,
-                inputs,
-                outputs,
-                piece,
-            )
+        slopes = self.chunk.slopes
+        for index in reversed(range(len(self.problem.layers))):
+            product = self.plan.backward[index]
+            if product is not None:
+                result = slopes[index - 1] if index else self.chunk.dz
+                given = slopes[index], self.problem.layers[index].weight, result
+                self.target.launch(
+                    product.kernel, product.blocks(count), *given, count, *self.sides(index), product.piece
+                )
 
-    def collect_gradients(self, begin: int, count: int) -> None:
-        """Add up what the samples of a datum, or all samples, give to a gradient."""
-        for index, needed in enumerate(self.need.layers):
-            if any(needed):
-                self.collect_layer(index, begin, count, *needed)
-        launch, real, buffers, problem = self.target.launch, self.real, self.buffers, self.problem
-        data, weighted, latent = self.data(begin, count), self.upstream is not None, self.widths[0]
-        if self.lowest < 0 and latent:
-            lanes = sums.lanes_for(latent)
-            launch(
-                sums.latent_gradient(self.sampler, real, lanes, weighted),
-                (up(latent, lanes), data),
-                buffers.dz,
-                self.of_dz.parts,
-                self.upstream,
-                problem.logvar,
-                self.noise,
-                begin,
-                count,
-                self.scale,
-                self.waiting_latents,
-                self.gradients.mu,
-                self.gradients.logvar,
-            )
-        blocks = up(self.pixels, 32)
-        if self.need.x:
-            self.collect_pixels(buffers.dx, begin, count, self.n, blocks, self.waiting_x, self.gradients.x)
-        if problem.weight is not None and self.need.weight:
-            n = self.n if len(problem.weight) == self.batch else self.rows
-            self.collect_pixels(buffers.dw, begin, count, n, blocks, self.waiting_weight, self.gradients.weight)
+    def add_latents(self, begin: int, count: int) -> None:
+        """Add up the posterior's gradients over the samples of each datum."""
+        product, latent = self.plan.backward[0], self.kind.widths[0]
+        if product is not None and latent:
+            blocks = up(latent, lanes_for(latent)) * data(begin, count, self.kind.samples), 1
+            given = self.chunk.dz, product.parts, self.upstream, self.problem.logvar, self.noise
+            results = self.waiting.latents, self.gradients.mu, self.gradients.logvar
+            self.target.launch(self.plan.add_latents, blocks, *given, begin, count, self.scale, *results)
 
-    def collect_pixels(self, rows: Any, begin: int, count: int, n: int, blocks: int, waiting: Any, result: Any) -> None:
-        """Add up the rows of each n."""
-        data = (begin + count - 1) // n - begin // n + 1
-        self.target.launch(
-            sums.pixel_gradient(self.real, self.upstream is not None),
-            (blocks, data),
-            rows,
-            self.upstream,
-            begin,
-            count,
-            n,
-            self.pixels,
-            self.scale,
-            waiting,
-            result,
-        )
+    def add_pixels(self, begin: int, count: int) -> None:
+        """Add up the gradients of the data and of the pixel weights over the samples."""
+        kind, pixels = self.kind, self.kind.widths[-1]
+        of_weight = kind.rows if kind.weights == 1 else kind.samples
+        for rows, n, waiting, result in (
+            (self.chunk.dx, kind.samples, self.waiting.x, self.gradients.x),
+            (self.chunk.dw, of_weight, self.waiting.weight, self.gradients.weight),
+        ):
+            if rows is not None:
+                blocks = up(pixels, LANES_OF_PIXELS) * data(begin, count, n), 1
+                given = rows, self.upstream, begin, count, n, pixels, self.scale
+                self.target.launch(self.plan.add_pixels, blocks, *given, waiting, result)
 
-    def collect_layer(self, index: int, begin: int, count: int, by_weight: bool, by_bias: bool) -> None:
+    def add_weights(self, index: int, begin: int, count: int) -> None:
         """Multiply a layer's da by its input, in parts, and add these up."""
-        launch, real, buffers = self.target.launch, self.real, self.buffers
-        outputs, inputs = self.problem.layers[index].weight.shape
-        tile, _, piece = self.of_weights[index]
-        parts = up(count, piece)
-        launch(
-            layers.weight_gradient(layers.WeightGradient(tile, real, self.upstream is not None)),
-            (tiles(tile, outputs, inputs), parts),
-            buffers.slopes[index],
-            self.upstream,
-            buffers.inputs[index],
-            self.parts,
-            begin,
-            count,
-            inputs,
-            outputs,
-            piece,
-        )
-        launch(
-            sums.parameter_gradient(real),
-            (up(outputs * (inputs + 1), sums.THREADS), 1),
-            self.parts,
-            parts,
-            outputs * inputs,
-            outputs,
-            int(begin == 0),
-            int(begin + count == self.rows),
-            self.scale,
-            self.waiting_layers[index],
-            *self.gradients.layers[index],
-            int(by_weight),
-            int(by_bias),
+        product, (inputs, outputs) = self.plan.weights[index], self.sides(index)
+        if product is None:
+            return
+        parts, size, of_parts = up(count, product.piece), outputs * inputs, self.chunk.parts
+        given = self.chunk.slopes[index], self.upstream, self.chunk.inputs[index], of_parts, begin, count
+        tiles, _ = product.blocks(outputs)
+        self.target.launch(product.kernel, (tiles, parts), *given, inputs, outputs, product.piece)
+        starts_and_ends = int(begin == 0), int(begin + count == self.kind.rows)
+        needed = [int(result is not None) for result in self.gradients.layers[index]]
+        results = self.waiting.layers[index], *self.gradients.layers[index], *needed
+        blocks = up(size + outputs, THREADS), 1
+        self.target.launch(
+            self.plan.add_parts, blocks, of_parts, parts, size, outputs, *starts_and_ends, self.scale, *results
         )
 
 
-def lowest(need: Need) -> int:
-    """Return the first layer whose da is needed: -1 where dz is."""
-    if need.mu or need.logvar:
-        return -1
-    return next((index for index, needed in enumerate(need.layers) if any(needed)), len(need.layers) - 1)
+def data(begin: int, count: int, n: int) -> int:
+    """Return how many data, of n rows each, have rows in a chunk."""
+    return (begin + count - 1) // n - begin // n + 1

@@ -2,7 +2,7 @@
 
 A datum's rows may begin in one chunk and end in another. Its sums wait in float64 between them; the chunk in which the
 datum ends turns them into the result. In a chunk of rows begin to begin + count - 1 of all samples, the datum of block
-y has the rows from max(b n, begin) on, with b = begin // n + y.
+number k has the rows from max(b n, begin) on, with b = begin // n + k. Blocks count along x alone, which goes far.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from mcelbo_kernels.cuda.scalars import binding
 from mcelbo_kernels.cuda.seam import Kernel, cuda, device, float64, int32, int64, pointer
 from mcelbo_kernels.numerics.elementary import exp
 
-THREADS = 256
+THREADS, LANES_OF_PIXELS = 256, 32
 MASK = THREADS - 1
 INFINITY = float("inf")
 
 
 @device
-def rows_of_datum(begin, count, n):
-    """Return the datum of block y, its first row in the chunk, the row behind its last, and whether it ends there."""
-    b = begin // n + int64(cuda.blockIdx.y)
+def rows_of_datum(number, begin, count, n):
+    """Return a datum of the chunk, its first row there, the row behind its last, and whether it ends there."""
+    b = begin // n + number
     start, stop = max(b * n, begin) - begin, min((b + 1) * n, begin + count) - begin
     return b, start, stop, (b + 1) * n <= begin + count
 
@@ -82,13 +82,14 @@ def moments(real: Any) -> Kernel:
     def kernel(sums, tiles, begin, count, n, waiting, mean, squares):
         first_order, second_order = cuda.shared.array(THREADS, float64), cuda.shared.array(THREADS, float64)
         t = int64(cuda.threadIdx.x & MASK)
-        b, start, stop, ends = rows_of_datum(begin, count, n)
-        shift, s, s2 = waiting[3 * b], waiting[3 * b + 1], waiting[3 * b + 2]
+        b, start, stop, ends = rows_of_datum(int64(cuda.blockIdx.x), begin, count, n)
         if begin + start == b * n:
             shift = error(sums, tiles, count, start)
             # a difference of infinities would be NaN
             shift = shift if abs(shift) < INFINITY else float64(0)
             s = s2 = float64(0)
+        else:
+            shift, s, s2 = waiting[3 * b], waiting[3 * b + 1], waiting[3 * b + 2]
         of_first = of_second = float64(0)
         for q in range(start + t, stop, THREADS):
             shifted = error(sums, tiles, count, q) - shift
@@ -121,8 +122,10 @@ def latent_gradient(sampler: str, real: Any, lanes: int, upstream: bool) -> Kern
         of_mu, of_logvar = cuda.shared.array(THREADS, float64), cuda.shared.array(THREADS, float64)
         t = int64(cuda.threadIdx.x & MASK)
         n, d = noise[2], noise[3]
-        b, start, stop, ends = rows_of_datum(begin, count, n)
-        k = int64(cuda.blockIdx.x) * lanes + (t & last)
+        across = (d + last) >> shift
+        number = int64(cuda.blockIdx.x) // across
+        b, start, stop, ends = rows_of_datum(number, begin, count, n)
+        k = (int64(cuda.blockIdx.x) - number * across) * lanes + (t & last)
         mean = variance = float64(0)
         if k < d:
             for q in range(start + (t >> shift), stop, groups):
@@ -161,14 +164,16 @@ def pixel_gradient(real: Any, upstream: bool) -> Kernel:
 
     `n` is the number of rows of a datum, or of all where the batch shares its weights.
     """
-    lanes = 32
+    lanes = LANES_OF_PIXELS
     halve, groups, shift, last = halving(lanes), THREADS // lanes, lanes.bit_length() - 1, lanes - 1
 
     def kernel(rows, g, begin, count, n, pixels, scale, waiting, result):
         sums = cuda.shared.array(THREADS, float64)
         t = int64(cuda.threadIdx.x & MASK)
-        b, start, stop, ends = rows_of_datum(begin, count, n)
-        j = int64(cuda.blockIdx.x) * lanes + (t & last)
+        across = (pixels + last) >> shift
+        number = int64(cuda.blockIdx.x) // across
+        b, start, stop, ends = rows_of_datum(number, begin, count, n)
+        j = (int64(cuda.blockIdx.x) - number * across) * lanes + (t & last)
         total = float64(0)
         if j < pixels:
             for q in range(start + (t >> shift), stop, groups):

@@ -1,0 +1,128 @@
+"""What a kind of call launches, and the memory that it needs: made once for a kind, and kept."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+from mcelbo_kernels.cuda import layers, samples, sums
+from mcelbo_kernels.cuda.layout import (
+    Kind,
+    cut_latent_gradient,
+    cut_weight_gradient,
+    rows_of_a_chunk,
+    tile_for,
+    tiles,
+    up,
+)
+from mcelbo_kernels.cuda.seam import Kernel
+from mcelbo_kernels.cuda.tile import Tile
+
+
+class Product(NamedTuple):
+    """A kernel whose blocks share out a matrix of `columns` columns, each of its `parts` a sum over `piece` terms."""
+
+    kernel: Kernel
+    tile: Tile
+    columns: int
+    parts: int = 1
+    piece: int = 0
+
+    def blocks(self, rows: int) -> tuple[int, int]:
+        """Return the blocks for so many rows."""
+        return tiles(self.tile, rows, self.columns), self.parts
+
+
+class Plan(NamedTuple):
+    """The kernels of a call; those that nothing needs are None.
+
+    Attributes
+    ----------
+    length : int
+        Rows of a chunk.
+    draw : Kernel
+    forward : tuple of Product
+        Of each layer.
+    errors : Kernel
+        Adds the last layer's sums up to errors, or their moments.
+    backward : tuple of Product or None
+        Of each layer, from its da to that of the layer before it, or to dz.
+    weights : tuple of Product or None
+        Of each layer, the gradients of its weight and bias.
+    add_latents, add_pixels, add_parts : Kernel
+    """
+
+    kind: Kind
+    length: int
+    draw: Kernel
+    forward: tuple[Product, ...]
+    errors: Kernel
+    backward: tuple[Product | None, ...]
+    weights: tuple[Product | None, ...]
+    add_latents: Kernel
+    add_pixels: Kernel
+    add_parts: Kernel
+
+    @property
+    def columns(self) -> int:
+        """How many tiles stand beside each other in the last layer's output."""
+        last = self.forward[-1]
+        return up(last.columns, last.tile.width)
+
+
+@lru_cache(maxsize=256)
+def plan_of(kind: Kind) -> Plan:
+    """Choose the kernels of a kind of call."""
+    length, real, lowest = min(rows_of_a_chunk(kind), max(1, kind.rows)), kind.real, kind.lowest
+    latent, sides = kind.widths[0], list(pairwise(kind.widths))
+    return Plan(
+        kind,
+        length,
+        samples.draw(kind.sampler, real),
+        (*[hidden_product(kind, index, length) for index in range(len(sides) - 1)], last_product(kind, length)),
+        sums.finish_errors(real) if kind.keep else sums.moments(real),
+        tuple(
+            backward_product(kind, index, length) if index > lowest and kind.need.gradient else None
+            for index in range(len(sides))
+        ),
+        tuple(
+            weight_product(kind, inputs, outputs, length) if any(needed) else None
+            for needed, (inputs, outputs) in zip(kind.need.layers, sides, strict=True)
+        ),
+        sums.latent_gradient(kind.sampler, real, sums.lanes_for(latent), kind.upstream),
+        sums.pixel_gradient(real, kind.upstream),
+        sums.parameter_gradient(real),
+    )
+
+
+def hidden_product(kind: Kind, index: int, rows: int) -> Product:
+    """Return the product of a layer before the last."""
+    outputs, name = kind.widths[index + 1], kind.activations[index].name
+    tile = tile_for(rows, outputs, kind.real)
+    return Product(layers.hidden(layers.Hidden(tile, kind.real, name, kind.need.gradient)), tile, outputs)
+
+
+def last_product(kind: Kind, rows: int) -> Product:
+    """Return the product of the last layer."""
+    need, outputs, name = kind.need, kind.widths[-1], kind.activations[-1].name
+    tile = tile_for(rows, outputs, kind.real)
+    spec = layers.Last(tile, kind.real, name, kind.cell, need.gradient, kind.weights > 0, need.x, need.weight)
+    return Product(layers.last(spec), tile, outputs)
+
+
+def backward_product(kind: Kind, index: int, rows: int) -> Product:
+    """Return the product from a layer's da to the layer before it, or to dz, whose sum may be cut."""
+    inputs, outputs = kind.widths[index], kind.widths[index + 1]
+    if index:
+        tile = tile_for(rows, inputs, kind.real)
+        return Product(layers.backward(layers.Backward(tile, kind.real, True)), tile, inputs, 1, outputs)
+    tile, parts, piece = cut_latent_gradient(rows, inputs, outputs, kind.real)
+    return Product(layers.backward(layers.Backward(tile, kind.real, False)), tile, inputs, parts, piece)
+
+
+def weight_product(kind: Kind, inputs: int, outputs: int, rows: int) -> Product:
+    """Return the product of a layer's weight gradient."""
+    tile, parts, piece = cut_weight_gradient(rows, inputs, outputs, kind.real)
+    spec = layers.WeightGradient(tile, kind.real, kind.upstream)
+    return Product(layers.weight_gradient(spec), tile, inputs, parts, piece)
