@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from mcelbo.arguments import Arguments, check_tensor, promote
+from mcelbo.gpu import has_kernels, require
 from mcelbo_kernels.cpu import gram
 from mcelbo_kernels.problem import Activation, accepts, check_layers
 
@@ -91,11 +92,12 @@ def choose(decoder: Decoder, device: torch.device, cell: str = "squared_error") 
         raise ValueError(
             "decoder ends in a Sigmoid: with Bernoulli() the decoder must return logits, so drop the Sigmoid"
         )
-    if device.type != "cpu":
-        reason = f"the fused kernels for {device.type} tensors are not available in this version"
-        return Path(Explanation("any", device.type, reason), found)
+    if not has_kernels(device):
+        return Path(Explanation("any", device.type, f"there are no fused kernels for {device.type} tensors"), found)
     if not accepts(cell, last):
         return Path(Explanation("any", device.type, f"{cell} is not fused after {last} output"), found)
+    if device.type == "cuda":
+        require(device)
     return Path(Explanation("grid", device.type, f"it is {_in_words(found)}"), found)
 
 

@@ -7,7 +7,6 @@ derivative is that of the autograd function around the op.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -16,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mcelbo.arguments import Arguments, Sums, as_array, refuse_forward_mode
+from mcelbo import backends
+from mcelbo.arguments import Arguments, Sums, refuse_forward_mode
 from mcelbo.autograd import positional, refuse_second_derivative, scaled
+from mcelbo.backends import cut
 from mcelbo.decoders import Description, parameters
-from mcelbo.sobol import directions
-from mcelbo_kernels import cpu
-from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Need, Problem
 
 _DATA = "Tensor x, Tensor mu, Tensor logvar, Tensor? weight, Tensor? eps"
 _SETTINGS = (
@@ -54,78 +52,12 @@ class Settings(NamedTuple):
     sample_offset: int
 
 
-def _problem(
-    x: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    weight: Tensor | None,
-    eps: Tensor | None,
-    tensors: list[Tensor],
-    seed: Tensor,
-    cell: str,
-    activations: list[str],
-    activation_parameters: list[float],
-    *draw: Any,
-) -> Problem:
-    sampler, num_samples, datum_offset, sample_offset = draw
-    layers = (
-        Layer(as_array(w), as_array(b), Activation(name, parameter))
-        for w, b, name, parameter in zip(tensors[::2], tensors[1::2], activations, activation_parameters, strict=True)
-    )
-    noise = None if eps is None else as_array(eps)
-    return Problem(
-        as_array(x),
-        as_array(mu),
-        as_array(logvar),
-        tuple(layers),
-        Draw(num_samples, int(seed), sampler, datum_offset, sample_offset, noise, directions(sampler, mu.shape[1])),
-        None if weight is None else as_array(weight),
-        cell,
-    )
-
-
-def _need(need: list[bool]) -> Need:
-    x, mu, logvar, weight, _eps, *layers = need
-    return Need(x, weight, mu, logvar, tuple(zip(layers[::2], layers[1::2], strict=True)))
-
-
-def _gradient_tensors(found: Gradients, like: Tensor) -> list[Tensor]:
-    of_layers = (gradient for pair in found.layers for gradient in pair)
-    ordered = (found.x, found.mu, found.logvar, found.weight, None, *of_layers)
-    return [like.new_empty(0) if gradient is None else torch.from_numpy(gradient) for gradient in ordered]
-
-
-def _sum_of_errors(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    moments, gradients = cpu.value_and_gradients(_problem(x, *inputs[:-1]), _need(inputs[-1]), torch.get_num_threads())
-    mean = torch.from_numpy(moments.mean)
-    return mean.sum().to(x.dtype), mean, torch.from_numpy(moments.squares), _gradient_tensors(gradients, x)
-
-
-def _errors(x: Tensor, *inputs: Any) -> Tensor:
-    return torch.from_numpy(cpu.errors(_problem(x, *inputs), torch.get_num_threads()))
-
-
-def _error_gradients(
-    upstream: Tensor,
-    x: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    weight: Tensor | None,
-    eps: Tensor | None,
-    parameters: Tensor,
-    widths: list[int],
-    *settings: Any,
-) -> Tensor:
-    shapes = [shape for before, after in pairwise(widths) for shape in ((after, before), (after,))]
-    tensors = _cut(parameters, shapes)
-    problem = _problem(x, mu, logvar, weight, eps, tensors, *settings[:-1])
-    found = cpu.gradients(problem, as_array(upstream), _need(settings[-1]), torch.get_num_threads())
-    return torch.cat([gradient.flatten() for gradient in _gradient_tensors(found, x)])
-
-
-_library.impl("sum_of_errors", _sum_of_errors, "CPU")
-_library.impl("errors", _errors, "CPU")
-_library.impl("error_gradients", _error_gradients, "CPU")
+_library.impl("sum_of_errors", backends.sum_of_errors_on_cpu, "CPU")
+_library.impl("errors", backends.errors_on_cpu, "CPU")
+_library.impl("error_gradients", backends.error_gradients_on_cpu, "CPU")
+_library.impl("sum_of_errors", backends.sum_of_errors_on_gpu, "CUDA")
+_library.impl("errors", backends.errors_on_gpu, "CUDA")
+_library.impl("error_gradients", backends.error_gradients_on_gpu, "CUDA")
 
 
 def _fake_gradients(need: list[bool], x: Tensor, *inputs: Any) -> list[Tensor]:
@@ -229,7 +161,7 @@ class _ErrorGradients(Function):
         flat = torch.cat([parameter.flatten() for parameter in parameters])
         widths = [parameters[0].shape[1], *(bias.shape[0] for bias in parameters[1::2])]
         gradients = torch.ops.mcelbo.error_gradients(upstream, *data, flat, widths, seed, *settings, need)
-        return tuple(_cut(gradients, [tensor.shape for tensor in _needed(tensors, need)]))
+        return tuple(cut(gradients, [tensor.shape for tensor in _needed(tensors, need)]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -269,12 +201,6 @@ class _Errors(Function):
 
 def _needed(tensors: Sequence[Tensor | None], need: list[bool]) -> list[Tensor]:
     return [cast(Tensor, tensor) for tensor, needed in zip(tensors, need, strict=True) if needed]
-
-
-def _cut(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Undo the flattening and joining of tensors of these shapes."""
-    pieces = torch.split(flat, [math.prod(shape) for shape in shapes])
-    return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def _inputs(arguments: Arguments, description: Description) -> tuple[list[bool], Settings, list[Tensor | None]]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mcelbo_kernels.cuda.cell import activation, evaluation
 from mcelbo_kernels.cuda.operands import across_sum, along_sum, weighted_columns
 from mcelbo_kernels.cuda.product import product, shared_sizes
-from mcelbo_kernels.cuda.seam import Kernel, cuda, device, int32, int64, pointer
+from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, int32, int64, pointer
 from mcelbo_kernels.cuda.tile import Tile, places, written_out
 
 
@@ -22,7 +22,7 @@ def position(tile: Tile) -> Any:
 
     @device
     def find(block, rows, columns):
-        tiles = int32((columns + (width - 1)) // width)
+        tiles = int32(max(1, (columns + (width - 1)) // width))
         down = int32(block // tiles)
         first, column = int64(down) * height, int64(block - down * tiles) * width
         return first, int32(min(rows - first, height)), column, int32(min(columns - column, width))
@@ -67,7 +67,8 @@ def hidden(spec: Hidden) -> Kernel:
     top, beside, row_of, column_of = places(tile)
 
     def kernel(h, weight, bias, parameter, result, slope, count, inputs, outputs):
-        lefts, rights = cuda.shared.array(size_l, real, 16), cuda.shared.array(size_r, real, 16)
+        lefts = cuda.shared.array(size_l, real, ALIGNED)
+        rights = cuda.shared.array(size_r, real, ALIGNED)
         acc = cuda.local.array((rows, columns), real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), count, outputs)
         stride = int64(inputs)
@@ -151,7 +152,8 @@ def last(spec: Last) -> Kernel:
     add_all_rows = written_out(rows, add_row)
 
     def kernel(h, weight, bias, parameter, x, w, apart, sums, da, dx, dw, n, begin, count, inputs, outputs):
-        lefts, rights = cuda.shared.array(size_l, real, 16), cuda.shared.array(size_r, real, 16)
+        lefts = cuda.shared.array(size_l, real, ALIGNED)
+        rights = cuda.shared.array(size_r, real, ALIGNED)
         datum = cuda.shared.array(height, int32)
         acc, totals = cuda.local.array((rows, columns), real), cuda.local.array(rows, real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), count, outputs)
@@ -217,7 +219,8 @@ def backward(spec: Backward) -> Kernel:
     top, beside, row_of, column_of = places(tile)
 
     def kernel(da, weight, result, count, inputs, outputs, piece):
-        lefts, rights = cuda.shared.array(size_l, real, 16), cuda.shared.array(size_r, real, 16)
+        lefts = cuda.shared.array(size_l, real, ALIGNED)
+        rights = cuda.shared.array(size_r, real, ALIGNED)
         acc = cuda.local.array((rows, columns), real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), count, inputs)
         begin = int32(cuda.blockIdx.y * piece)
@@ -273,7 +276,8 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
     parts, threads = tile.threads // tile.height, tile.threads
 
     def kernel(da, g, h, result, begin, count, inputs, outputs, piece):
-        lefts, rights = cuda.shared.array(size_l, real, 16), cuda.shared.array(size_r, real, 16)
+        lefts = cuda.shared.array(size_l, real, ALIGNED)
+        rights = cuda.shared.array(size_r, real, ALIGNED)
         acc, column_sum = cuda.local.array((rows, columns), real), cuda.local.array(1, real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), outputs, inputs)
         start = int64(cuda.blockIdx.y) * piece

@@ -79,8 +79,8 @@ def up(size: int, step: int) -> int:
 
 
 def tiles(tile: Tile, rows: int, columns: int) -> int:
-    """Return how many tiles cover a matrix."""
-    return up(rows, tile.height) * up(columns, tile.width)
+    """Return how many tiles cover a matrix; one without columns has rows to be passed over nevertheless."""
+    return up(rows, tile.height) * max(1, up(columns, tile.width))
 
 
 def tile_for(rows: int, columns: int, real: Any, parts: int = 1) -> Tile:

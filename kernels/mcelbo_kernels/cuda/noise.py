@@ -9,6 +9,7 @@ from mcelbo_kernels.cuda.seam import device, float32, uint32, uint64
 from mcelbo_kernels.numerics import sampling, sobol
 from mcelbo_kernels.numerics.normal import normal_float32, normal_float64
 
+ALL_BITS = 0xFFFFFFFF
 INJECTED = "injected"  # the caller's own noise, in place of a sampler
 
 
@@ -50,7 +51,8 @@ def draws(sampler: str, real: Any) -> Draws:
         block = uint64((sample_offset + i) >> 2)
         words = block_words(uint64(seed[0]), uint64(datum_offset + b), block, uint64(k))
         for r in range(4):
-            out[r] = normal(uint32(~words[r - 1] if antithetic and r & 1 else words[r]))
+            mirrored = antithetic and r & 1
+            out[r] = normal(uint32(uint32(words[r - 1 if mirrored else r]) ^ uint32(ALL_BITS if mirrored else 0)))
 
     @device
     def one_point(source, b, i, k):

@@ -68,7 +68,7 @@ class Plan(NamedTuple):
     def columns(self) -> int:
         """How many tiles stand beside each other in the last layer's output."""
         last = self.forward[-1]
-        return up(last.columns, last.tile.width)
+        return max(1, up(last.columns, last.tile.width))
 
 
 @lru_cache(maxsize=256)

@@ -18,6 +18,7 @@ from mcelbo_kernels.cuda.layout import kind_of, up
 from mcelbo_kernels.cuda.memory import chunk_memory, places_of_results, waiting_memory
 from mcelbo_kernels.cuda.plan import plan_of
 from mcelbo_kernels.cuda.samples import ROWS_OF_A_THREAD
+from mcelbo_kernels.cuda.seam import Kernel
 from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, lanes_for
 from mcelbo_kernels.cuda.target import Target
 from mcelbo_kernels.numerics.sobol import latents_first, scipy_directions
@@ -120,15 +121,18 @@ class Call:
                 for index in range(len(self.problem.layers)):
                     self.add_weights(index, begin, count)
 
+    def launch(self, kernel: Kernel, blocks: tuple[int, int], *arguments: Any) -> None:
+        """Launch a kernel unless there is nothing to do."""
+        if all(blocks):
+            self.target.launch(kernel, blocks, *arguments)
+
     def forward(self, begin: int, count: int) -> None:
         """From the noise to the last layer's errors and da."""
-        launch, problem, chunk, n = self.target.launch, self.problem, self.chunk, self.kind.samples
+        launch, problem, chunk, n = self.launch, self.problem, self.chunk, self.kind.samples
         whole = int(n % 4 == 0 and begin % 4 == 0 and problem.draw.sample_offset % 4 == 0)
-        threads = up(count, ROWS_OF_A_THREAD) * self.kind.widths[0]
-        if threads:
-            blocks = (up(threads, THREADS), 1)
-            z = chunk.inputs[0]
-            launch(self.plan.draw, blocks, problem.mu, problem.logvar, self.noise, begin, count, whole, z)
+        blocks = up(up(count, ROWS_OF_A_THREAD) * self.kind.widths[0], THREADS), 1
+        given = problem.mu, problem.logvar, self.noise, begin, count, whole
+        launch(self.plan.draw, blocks, *given, chunk.inputs[0])
         *hidden, last = self.plan.forward
         for index, product in enumerate(hidden):
             ends = chunk.inputs[index + 1], chunk.slopes[index], count
@@ -158,7 +162,7 @@ class Call:
 
     def add_errors(self, begin: int, count: int) -> None:
         """Add up the errors of each row, or the moments of each datum."""
-        launch, kernel, sums, columns = self.target.launch, self.plan.errors, self.chunk.sums, self.plan.columns
+        launch, kernel, sums, columns = self.launch, self.plan.errors, self.chunk.sums, self.plan.columns
         if self.errors is not None:
             launch(kernel, (up(count, THREADS), 1), sums, columns, count, begin, self.errors)
         elif self.upstream is None:
@@ -174,18 +178,16 @@ class Call:
             if product is not None:
                 result = slopes[index - 1] if index else self.chunk.dz
                 given = slopes[index], self.problem.layers[index].weight, result
-                self.target.launch(
-                    product.kernel, product.blocks(count), *given, count, *self.sides(index), product.piece
-                )
+                self.launch(product.kernel, product.blocks(count), *given, count, *self.sides(index), product.piece)
 
     def add_latents(self, begin: int, count: int) -> None:
         """Add up the posterior's gradients over the samples of each datum."""
         product, latent = self.plan.backward[0], self.kind.widths[0]
-        if product is not None and latent:
+        if product is not None:
             blocks = up(latent, lanes_for(latent)) * data(begin, count, self.kind.samples), 1
             given = self.chunk.dz, product.parts, self.upstream, self.problem.logvar, self.noise
             results = self.waiting.latents, self.gradients.mu, self.gradients.logvar
-            self.target.launch(self.plan.add_latents, blocks, *given, begin, count, self.scale, *results)
+            self.launch(self.plan.add_latents, blocks, *given, begin, count, self.scale, *results)
 
     def add_pixels(self, begin: int, count: int) -> None:
         """Add up the gradients of the data and of the pixel weights over the samples."""
@@ -198,7 +200,7 @@ class Call:
             if rows is not None:
                 blocks = up(pixels, LANES_OF_PIXELS) * data(begin, count, n), 1
                 given = rows, self.upstream, begin, count, n, pixels, self.scale
-                self.target.launch(self.plan.add_pixels, blocks, *given, waiting, result)
+                self.launch(self.plan.add_pixels, blocks, *given, waiting, result)
 
     def add_weights(self, index: int, begin: int, count: int) -> None:
         """Multiply a layer's da by its input, in parts, and add these up."""
@@ -208,14 +210,12 @@ class Call:
         parts, size, of_parts = up(count, product.piece), outputs * inputs, self.chunk.parts
         given = self.chunk.slopes[index], self.upstream, self.chunk.inputs[index], of_parts, begin, count
         tiles, _ = product.blocks(outputs)
-        self.target.launch(product.kernel, (tiles, parts), *given, inputs, outputs, product.piece)
+        self.launch(product.kernel, (tiles, parts), *given, inputs, outputs, product.piece)
         starts_and_ends = int(begin == 0), int(begin + count == self.kind.rows)
         needed = [int(result is not None) for result in self.gradients.layers[index]]
         results = self.waiting.layers[index], *self.gradients.layers[index], *needed
         blocks = up(size + outputs, THREADS), 1
-        self.target.launch(
-            self.plan.add_parts, blocks, of_parts, parts, size, outputs, *starts_and_ends, self.scale, *results
-        )
+        self.launch(self.plan.add_parts, blocks, of_parts, parts, size, outputs, *starts_and_ends, self.scale, *results)
 
 
 def data(begin: int, count: int, n: int) -> int:

@@ -21,10 +21,12 @@ from numba.core import config
 from mcelbo_kernels import _compile
 
 __all__ = [
+    "ALIGNED",
     "SIMULATED",
     "Kernel",
     "cuda",
     "device",
+    "driver_version",
     "flat",
     "float32",
     "float64",
@@ -43,6 +45,9 @@ __all__ = [
 # in place of a device, for tests: kernels run as Python functions
 SIMULATED = bool(config.ENABLE_CUDASIM)
 libdevice: Any = None if SIMULATED else cuda.libdevice
+INLINED: dict[str, Any] = {} if SIMULATED else {"forceinline": True}
+# of shared memory that is read four numbers at a time
+ALIGNED = None if SIMULATED else 16
 NUMPY_SCALARS = {int32: np.int32, int64: np.int64, float32: np.float32, float64: np.float64}
 
 
@@ -72,7 +77,7 @@ class Kernel(NamedTuple):
 
 def device(function: Callable[..., Any]) -> Any:
     """Make a function that becomes part of every kernel that calls it."""
-    return cuda.jit(device=True, forceinline=True)(function)
+    return cuda.jit(device=True, **INLINED)(function)
 
 
 def pointer(kind: Any) -> Any:
@@ -125,6 +130,14 @@ def _loaded(kernel: Kernel, capability: tuple[int, int]) -> Any:
     return ObjectCode.from_cubin(code).get_kernel(entry)
 
 
+def driver_version() -> int:
+    """Return the CUDA version that the driver supports, 12040 for CUDA 12.4."""
+    from cuda.bindings import driver
+
+    _, number = driver.cuDriverGetVersion()
+    return int(number)
+
+
 @lru_cache(maxsize=64)
 def _stream(handle: int) -> Any:
     from cuda.core import Stream
@@ -146,13 +159,19 @@ def launch(
         The handle of the stream to run it on.
     blocks : (x, y)
     arguments : tuple
-        As the signature has them; arrays by their addresses.
+        As the signature has them; an array has an `address`, or is None where the kernel does not touch it.
     """
     from cuda.core import LaunchConfig, launch
 
-    scalars = flat(kernel.signature, arguments)
-    values = [NUMPY_SCALARS[kind](value) if kind in NUMPY_SCALARS else value for kind, value in scalars]
+    values = [parameter(kind, value) for kind, value in flat(kernel.signature, arguments)]
     launch(_stream(stream), LaunchConfig(grid=blocks, block=kernel.threads), _loaded(kernel, capability), *values)
+
+
+def parameter(kind: Any, value: Any) -> Any:
+    """Return an argument as the driver takes it: a scalar of the type's width, or an array's address."""
+    if kind in NUMPY_SCALARS:
+        return NUMPY_SCALARS[kind](value)
+    return 0 if value is None else value.address
 
 
 def flat(kinds: Any, values: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:

@@ -80,7 +80,8 @@ def moments(real: Any) -> Kernel:
         return total
 
     def kernel(sums, tiles, begin, count, n, waiting, mean, squares):
-        first_order, second_order = cuda.shared.array(THREADS, float64), cuda.shared.array(THREADS, float64)
+        first_order = cuda.shared.array(THREADS, float64)
+        second_order = cuda.shared.array(THREADS, float64)
         t = int64(cuda.threadIdx.x & MASK)
         b, start, stop, ends = rows_of_datum(int64(cuda.blockIdx.x), begin, count, n)
         if begin + start == b * n:
@@ -119,7 +120,8 @@ def latent_gradient(sampler: str, real: Any, lanes: int, upstream: bool) -> Kern
     groups, shift, last = THREADS // lanes, lanes.bit_length() - 1, lanes - 1
 
     def kernel(dz, parts, g, logvar, noise, begin, count, scale, waiting, dmu, dlogvar):
-        of_mu, of_logvar = cuda.shared.array(THREADS, float64), cuda.shared.array(THREADS, float64)
+        of_mu = cuda.shared.array(THREADS, float64)
+        of_logvar = cuda.shared.array(THREADS, float64)
         t = int64(cuda.threadIdx.x & MASK)
         n, d = noise[2], noise[3]
         across = (d + last) >> shift

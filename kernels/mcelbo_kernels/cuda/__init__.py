@@ -1,0 +1,10 @@
+"""The CUDA backend: the functions of `mcelbo_kernels.reference` on an NVIDIA GPU, by numba-cuda.
+
+Problems hold arrays in the device's memory, and a `Target` runs the kernels there: mcelbo's is over torch's memory and
+streams. Nothing here waits for the device. numba-cuda is imported with this package and not before.
+"""
+
+from mcelbo_kernels.cuda.schedule import errors, gradients, value_and_gradients
+from mcelbo_kernels.cuda.target import DeviceArray, Target
+
+__all__ = ["DeviceArray", "Target", "errors", "gradients", "value_and_gradients"]

@@ -1,0 +1,137 @@
+"""NVIDIA GPUs as the CUDA kernels see them: torch's memory, torch's current stream, and what stands in their way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mcelbo_kernels.cuda import DeviceArray
+
+PACKAGES = ("numba-cuda", "cuda-core", "cuda-bindings")
+LOWEST_CAPABILITY = (7, 5)
+INSTEAD = "Or pass decoder=lambda z: decoder(z), which decodes in chunks by plain torch on any device"
+DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Tell whether there are fused kernels for a kind of device, be all they need installed or not."""
+    return device.type == "cpu" or (device.type == "cuda" and torch.version.hip is None)
+
+
+def require(device: torch.device) -> None:
+    """Raise an error that says what to install unless the CUDA kernels run on a device."""
+    found = obstacle(device)
+    if found is not None:
+        raise RuntimeError(f"{found}. {INSTEAD}")
+
+
+@lru_cache(maxsize=64)
+def obstacle(device: torch.device) -> str | None:
+    """Return what keeps the CUDA kernels from running on a device, or None.
+
+    Parameters
+    ----------
+    device : torch.device
+
+    Returns
+    -------
+    str or None
+
+    Examples
+    --------
+    >>> print(obstacle(torch.device("cpu")))
+    tensors on cpu are not on an NVIDIA GPU
+    """
+    if device.type != "cuda":
+        return f"tensors on {device} are not on an NVIDIA GPU"
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA: see https://pytorch.org/get-started for one with it"
+    toolkit = int(torch.version.cuda.split(".")[0])
+    extra = f"pip install 'mcelbo[cu{min(max(toolkit, 12), 13)}]'"
+    missing = [name for name in PACKAGES if installed(name) is None]
+    if missing:
+        return f"the CUDA kernels need {' and '.join(missing)}, not installed here: {extra}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LOWEST_CAPABILITY:
+        name, (major, minor) = torch.cuda.get_device_name(device), capability
+        return f"{name} has compute capability {major}.{minor}: the CUDA kernels need 7.5 or newer"
+    from mcelbo_kernels.cuda.seam import driver_version
+
+    return too_old(driver_version(), int(str(installed("cuda-bindings")).split(".")[0]))
+
+
+def too_old(driver: int, compiler: int) -> str | None:
+    """Return what is wrong where a driver (12040 for CUDA 12.4) is older than a compiler's major version."""
+    if driver // 1000 >= compiler:
+        return None
+    supported = f"{driver // 1000}.{driver % 1000 // 10}"
+    return (
+        f"the NVIDIA driver supports CUDA {supported}, and the kernels' compiler is that of CUDA {compiler}: update "
+        f"the driver, or pip install 'mcelbo[cu{driver // 1000}]'"
+    )
+
+
+def installed(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+class TorchTarget:
+    """A GPU with torch's allocator, on the stream that is torch's current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.capability = torch.cuda.get_device_capability(device)
+        self.stream = torch.cuda.current_stream(device).cuda_stream
+
+    def hold(self, tensor: Tensor) -> DeviceArray:
+        """Return a tensor as the kernels take it, contiguous."""
+        return held(tensor)
+
+    def empty(self, count: int, dtype: np.dtype[Any]) -> DeviceArray:
+        """Return memory for so many numbers."""
+        return held(torch.empty(count, dtype=DTYPES[dtype], device=self.device))
+
+    def upload(self, array: Any) -> DeviceArray:
+        """Return a copy in the GPU's memory, made once for the same numbers."""
+        return held(_copy(array.tobytes(), self.device))
+
+    def launch(self, kernel: Any, blocks: tuple[int, int], *arguments: Any) -> None:
+        """Run a kernel on the stream."""
+        from mcelbo_kernels.cuda import seam
+
+        seam.launch(kernel, self.capability, self.stream, blocks, arguments)
+
+
+def held(tensor: Tensor) -> DeviceArray:
+    """Return a tensor's memory as the kernels take it, contiguous."""
+    from mcelbo_kernels.cuda import DeviceArray
+
+    owner = tensor.detach().contiguous()
+    dtype = np.dtype(str(owner.dtype).removeprefix("torch."))
+    return DeviceArray(owner.data_ptr(), tuple(owner.shape), dtype, owner)
+
+
+@lru_cache(maxsize=64)
+def _copy(numbers: bytes, device: torch.device) -> Tensor:
+    # a captured graph replays what it found in memory, and cannot copy it there
+    return torch.frombuffer(bytearray(numbers), dtype=torch.uint8).to(device)
+
+
+@contextmanager
+def target_on(device: torch.device) -> Iterator[TorchTarget]:
+    """Make a GPU the current one, as long as something is launched there."""
+    require(device)
+    with torch.cuda.device(device):
+        yield TorchTarget(device)

@@ -1,0 +1,113 @@
+"""The ops as a GPU computes them, on tensors whose memory interpreted kernels read: against the ops on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mcelbo import backends, gpu
+from tests import cuda_targets
+
+
+class TorchMemory(cuda_targets.DeviceMemory):
+    """A tensor's memory, which interpreted kernels read and write."""
+
+    def __init__(self, tensor: Tensor, written: bool = True) -> None:
+        self.owner = tensor.detach().contiguous()
+        super().__init__(self.owner.numpy(), written)
+
+
+class TorchInterpreter(cuda_targets.Interpreter):
+    """What stands for `gpu.TorchTarget`."""
+
+    def hold(self, tensor: Tensor) -> TorchMemory:
+        """Return a tensor's memory."""
+        return TorchMemory(tensor)
+
+    def empty(self, count: int, dtype: np.dtype[Any]) -> TorchMemory:
+        """Return memory that must be written before it is read."""
+        return TorchMemory(torch.empty(count, dtype=gpu.DTYPES[dtype]), written=False)
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def target(device: torch.device) -> Iterator[TorchInterpreter]:
+        yield TorchInterpreter()
+
+    monkeypatch.setattr(backends, "target_on", target)
+
+
+def inputs(
+    batch: int = 3, n: int = 6, sampler: str = "iid", weight: bool = False, eps: bool = False
+) -> tuple[Any, ...]:
+    """The arguments of an op: a relu layer and sigmoid output, from 3 latents to 11 and to 70 pixels."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    layers = [normal(11, 3), normal(11), normal(70, 11) / 3, normal(70)]
+    data = (normal(batch, 70), normal(batch, 3), normal(batch, 3), normal(1, 70).abs() if weight else None)
+    noise = normal(batch, n, 3) if eps else None
+    activations = ["relu", "sigmoid"], [0.0, 0.0]
+    return *data, noise, layers, torch.tensor(9), "squared_error", *activations, sampler, n, 0, 0
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "iid": {},
+    "pixel weights": {"weight": True},
+    "sobol": {"sampler": "sobol", "n": 5},
+    "injected": {"eps": True},
+}
+
+
+def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    """Equal but for roundings of single precision; an empty one is one that nobody asked for."""
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()) if other.numel() else 0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sum_of_errors(name: str) -> None:
+    given = inputs(**CASES[name])
+    need = [True, True, True, given[3] is not None, False, True, True, True, True]
+    *sums, gradients = backends.sum_of_errors_on_gpu(*given, need)
+    *expected, exact = backends.sum_of_errors_on_cpu(*given, need)
+    assert_close([*sums, *gradients], [*expected, *exact])
+
+
+def test_only_what_is_needed() -> None:
+    given = inputs()
+    need = [False, True, False, False, False, False, True, True, False]
+    *_, gradients = backends.sum_of_errors_on_gpu(*given, need)
+    *_, exact = backends.sum_of_errors_on_cpu(*given, need)
+    assert_close(gradients, exact)
+
+
+def test_errors_and_their_gradients() -> None:
+    given = inputs()
+    errors = backends.errors_on_gpu(*given)
+    assert_close([errors], [backends.errors_on_cpu(*given)])
+    flat, widths = torch.cat([layer.flatten() for layer in given[5]]), [3, 11, 70]
+    # one upstream gradient for all, without memory of its own
+    upstream = torch.ones(()).expand(errors.shape)
+    arguments = (*given[:5], flat, widths, *given[6:], [True, True, True, False, False, True, True, True, True])
+    ours = backends.error_gradients_on_gpu(upstream, *arguments)
+    assert_close([ours], [backends.error_gradients_on_cpu(upstream, *arguments)])
+
+
+def test_a_batch_without_data() -> None:
+    given, need = inputs(batch=0), [True, True, True, False, False, True, True, True, True]
+    *sums, gradients = backends.sum_of_errors_on_gpu(*given, need)
+    *expected, exact = backends.sum_of_errors_on_cpu(*given, need)
+    assert_close([*sums, *gradients], [*expected, *exact])
+    assert_close([backends.errors_on_gpu(*given)], [backends.errors_on_cpu(*given)])

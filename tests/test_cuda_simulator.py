@@ -1,0 +1,103 @@
+"""The CUDA kernels as Python, in numba's simulator: every kernel on shapes that no tile divides.
+
+The simulator must be switched on before numba is imported, so that the file runs itself in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mcelbo_kernels import reference
+from mcelbo_kernels.problem import Activation, Draw, Layer, Need, Problem
+from tests.torch_twin import named
+
+pytest.importorskip("numba_cuda", reason="numba-cuda, whose simulator runs the CUDA kernels, is not installed")
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+simulated = pytest.mark.skipif(not SIMULATED, reason="runs in the process of test_in_a_process_of_its_own")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SIMULATED, reason="this is that process")
+def test_in_a_process_of_its_own() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+
+
+def stack(widths: tuple[int, ...], names: tuple[str, ...], batch: int, draw: Draw, **fields: Any) -> Problem:
+    """A stack of layers with numbers of order one."""
+    rng = np.random.default_rng(3)
+
+    def normal(*size: int) -> Any:
+        return rng.standard_normal(size).astype(np.float32)
+
+    layers = tuple(
+        Layer(normal(o, i) * np.float32(i**-0.5), normal(o), Activation(name, 0.3))
+        for i, o, name in zip(widths[:-1], widths[1:], names, strict=True)
+    )
+    return Problem(
+        normal(batch, widths[-1]), normal(batch, widths[0]), normal(batch, widths[0]), layers, draw, **fields
+    )
+
+
+WEIGHT = np.linspace(0, 2, 11, dtype=np.float32)[None]
+PROBLEMS = {
+    "one layer": stack((3, 11), ("sigmoid",), 2, Draw(4, 5)),
+    "rows that share no block": stack((3, 11), ("identity",), 3, Draw(3, 5, sample_offset=1)),
+    "two layers, antithetic": stack((2, 9, 11), ("tanh", "softplus"), 2, Draw(6, 5, "antithetic")),
+    "three layers of logits": stack((2, 3, 9, 11), ("silu", "elu", "identity"), 2, Draw(5, 5), cell="bernoulli"),
+    "pixel weights": stack((3, 11), ("sigmoid",), 2, Draw(4, 5), weight=WEIGHT),
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 8 x 8 and chunks of as many rows, so that a few threads are enough for several of each."""
+    from mcelbo_kernels.cuda import layout, tile
+
+    for name in ("LARGE", "SMALL", "NARROW"):
+        monkeypatch.setattr(layout, name, tile.Tile(2, 2, 4, 4, 2))
+    monkeypatch.setattr(layout, "BYTES_OF_A_CHUNK", 0)
+    monkeypatch.setattr(layout, "FEWEST_ROWS", 8)
+    monkeypatch.setattr(layout, "LONGEST_SUM", 8)
+
+
+@simulated
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_value_and_gradients(name: str, tiny: None) -> None:
+    from mcelbo_kernels.cuda import value_and_gradients
+    from tests.cuda_simulator import Simulator
+
+    problem = PROBLEMS[name]
+    need, seed = Need.everything(problem), np.array([problem.draw.seed])
+    moments, gradients = value_and_gradients(problem, need, seed, Simulator())
+    exact_moments, exact = reference.value_and_gradients(problem, need)
+    np.testing.assert_allclose(moments.mean, exact_moments.mean, rtol=1e-6)
+    np.testing.assert_allclose(moments.squares, exact_moments.squares, rtol=1e-5)
+    for key, expected in named(exact).items():
+        found = named(gradients)[key].reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@simulated
+def test_errors_and_their_gradients(tiny: None) -> None:
+    from mcelbo_kernels.cuda import errors, gradients
+    from tests.cuda_simulator import Simulator
+
+    problem, target = PROBLEMS["pixel weights"], Simulator()
+    seed, need = np.array([problem.draw.seed]), Need.everything(problem)
+    exact = reference.errors(problem)
+    np.testing.assert_allclose(errors(problem, seed, target).reshape(exact.shape), exact, rtol=1e-5)
+    upstream = np.linspace(-1, 1, exact.size, dtype=np.float32).reshape(exact.shape)
+    found = named(gradients(problem, upstream, need, seed, target))
+    for key, expected in named(reference.gradients(problem, upstream, need)).items():
+        allowed = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(found[key].reshape(expected.shape), expected, rtol=1e-5, atol=allowed)
