@@ -11,6 +11,7 @@ import numpy as np
 
 from mcelbo_kernels.cuda.noise import INJECTED
 from mcelbo_kernels.cuda.seam import float32, float64
+from mcelbo_kernels.cuda.thin import MOST_LATENTS, ROWS_OF_A_BLOCK
 from mcelbo_kernels.cuda.tile import LARGE, NARROW, SLICE, SMALL, Tile
 from mcelbo_kernels.problem import Activation, Need, Problem
 
@@ -47,6 +48,12 @@ class Kind(NamedTuple):
     def rows(self) -> int:
         """Samples of all data."""
         return self.batch * self.samples
+
+    @property
+    def thin(self) -> bool:
+        """Whether one pass over a few latents' pixels keeps nothing of them."""
+        few = len(self.widths) == 2 and 1 <= self.widths[0] <= MOST_LATENTS
+        return few and not (self.need.x or self.need.weight)
 
     @property
     def lowest(self) -> int:
@@ -95,11 +102,18 @@ def rows_of_a_chunk(kind: Kind) -> int:
     """Return the rows of a chunk: all there are, or chunks of nearly one length in whole tiles."""
     latent, *hidden, pixels = kind.widths
     numbers = latent + sum(hidden)
-    if kind.need.gradient:
+    if kind.thin:
+        numbers = (1 + latent) * (1 + pixels // ROWS_OF_A_BLOCK)
+    elif kind.need.gradient:
         numbers += latent + sum(hidden) + pixels * (1 + kind.need.x + kind.need.weight)
     affordable = BYTES_OF_A_CHUNK // max(1, numbers * kind.dtype.itemsize)
     chunks = max(1, up(kind.rows, min(MOST_ROWS, max(FEWEST_ROWS, affordable))))
     return max(1, up(kind.rows, chunks * LARGE.height)) * LARGE.height
+
+
+def rows_of_a_thin_block(kind: Kind, rows: int, tiles: int) -> int:
+    """Return how many rows a block of a thin pass takes, beside which `tiles` take the other pixels."""
+    return max(1, min(ROWS_OF_A_BLOCK, up(rows, up(ENOUGH_BLOCKS, tiles))))
 
 
 class Cut(NamedTuple):

@@ -45,23 +45,19 @@ def chunk_memory(plan: Plan, target: Target) -> Chunk:
     def matrix(columns: int, needed: bool = True) -> Any:
         return target.empty(rows * columns, real) if needed else None
 
-    dz = plan.backward[0]
+    thin = plan.thin is not None
     parts = max(
-        (
-            product.parts * outputs * (inputs + 1)
-            for product, (inputs, outputs) in zip(plan.weights, pairwise(kind.widths), strict=True)
-            if product is not None
-        ),
-        default=0,
+        plan.row_parts(index, rows) * outputs * (inputs + 1)
+        for index, (inputs, outputs) in enumerate(pairwise(kind.widths))
     )
     return Chunk(
-        inputs=[matrix(width) for width in kind.widths[:-1]],
-        slopes=[matrix(width, need.gradient) for width in kind.widths[1:]],
+        inputs=[matrix(width, not thin) for width in kind.widths[:-1]],
+        slopes=[matrix(width, need.gradient and not thin) for width in kind.widths[1:]],
         sums=matrix(plan.columns),
-        dz=None if dz is None else matrix(dz.parts * latent),
+        dz=matrix(plan.latent_parts * latent, plan.latent_parts > 0),
         dx=matrix(pixels, need.x),
         dw=matrix(pixels, need.weight),
-        parts=target.empty(parts, real) if parts else None,
+        parts=target.empty(parts, real) if parts and need.gradient else None,
     )
 
 

@@ -12,11 +12,13 @@ from mcelbo_kernels.cuda.layout import (
     cut_latent_gradient,
     cut_weight_gradient,
     rows_of_a_chunk,
+    rows_of_a_thin_block,
     tile_for,
     tiles,
     up,
 )
 from mcelbo_kernels.cuda.seam import Kernel
+from mcelbo_kernels.cuda.thin import Thin, shape_for, thin
 from mcelbo_kernels.cuda.tile import Tile
 
 
@@ -34,6 +36,14 @@ class Product(NamedTuple):
         return tiles(self.tile, rows, self.columns), self.parts
 
 
+class ThinPass(NamedTuple):
+    """The kernel that takes the place of a thin decoder's products, its blocks those of `piece` rows by `tiles`."""
+
+    kernel: Kernel
+    tiles: int
+    piece: int
+
+
 class Plan(NamedTuple):
     """The kernels of a call; those that nothing needs are None.
 
@@ -41,6 +51,8 @@ class Plan(NamedTuple):
     ----------
     length : int
         Rows of a chunk.
+    thin : ThinPass or None
+        In place of all products.
     draw : Kernel
     forward : tuple of Product
         Of each layer.
@@ -50,11 +62,12 @@ class Plan(NamedTuple):
         Of each layer, from its da to that of the layer before it, or to dz.
     weights : tuple of Product or None
         Of each layer, the gradients of its weight and bias.
-    add_latents, add_pixels, add_parts : Kernel
+    add_latents, add_pixels : Kernel
     """
 
     kind: Kind
     length: int
+    thin: ThinPass | None
     draw: Kernel
     forward: tuple[Product, ...]
     errors: Kernel
@@ -62,11 +75,24 @@ class Plan(NamedTuple):
     weights: tuple[Product | None, ...]
     add_latents: Kernel
     add_pixels: Kernel
-    add_parts: Kernel
+
+    @property
+    def latent_parts(self) -> int:
+        """How many parts dz comes in: none where nothing needs it."""
+        if self.thin is not None:
+            return self.thin.tiles if self.kind.need.gradient else 0
+        return 0 if self.backward[0] is None else self.backward[0].parts
+
+    def row_parts(self, index: int, rows: int) -> int:
+        """Return how many parts the gradients of a layer's parameters come in, for so many rows."""
+        product = self.thin or self.weights[index]
+        return 0 if product is None else up(rows, product.piece)
 
     @property
     def columns(self) -> int:
         """How many tiles stand beside each other in the last layer's output."""
+        if self.thin is not None:
+            return self.thin.tiles
         last = self.forward[-1]
         return max(1, up(last.columns, last.tile.width))
 
@@ -79,21 +105,33 @@ def plan_of(kind: Kind) -> Plan:
     return Plan(
         kind,
         length,
+        thin_pass(kind, length) if kind.thin else None,
         samples.draw(kind.sampler, real),
         (*[hidden_product(kind, index, length) for index in range(len(sides) - 1)], last_product(kind, length)),
         sums.finish_errors(real) if kind.keep else sums.moments(real),
         tuple(
-            backward_product(kind, index, length) if index > lowest and kind.need.gradient else None
+            backward_product(kind, index, length) if index > lowest and kind.need.gradient and not kind.thin else None
             for index in range(len(sides))
         ),
         tuple(
-            weight_product(kind, inputs, outputs, length) if any(needed) else None
+            weight_product(kind, inputs, outputs, length) if any(needed) and not kind.thin else None
             for needed, (inputs, outputs) in zip(kind.need.layers, sides, strict=True)
         ),
         sums.latent_gradient(kind.sampler, real, sums.lanes_for(latent), kind.upstream),
         sums.pixel_gradient(real, kind.upstream),
-        sums.parameter_gradient(real),
     )
+
+
+def thin_pass(kind: Kind, rows: int) -> ThinPass:
+    """Return the pass over a thin decoder."""
+    latent, pixels = kind.widths
+    columns, threads = shape_for(pixels, latent)
+    name, gradient = kind.activations[0].name, kind.need.gradient
+    spec = Thin(
+        kind.real, name, kind.cell, kind.sampler, gradient, kind.weights > 0, kind.upstream, latent, columns, threads
+    )
+    across = max(1, up(pixels, columns * threads))
+    return ThinPass(thin(spec), across, rows_of_a_thin_block(kind, rows, across))
 
 
 def hidden_product(kind: Kind, index: int, rows: int) -> Product:

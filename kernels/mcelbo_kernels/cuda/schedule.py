@@ -16,10 +16,10 @@ from typing import Any
 
 from mcelbo_kernels.cuda.layout import kind_of, up
 from mcelbo_kernels.cuda.memory import chunk_memory, places_of_results, waiting_memory
-from mcelbo_kernels.cuda.plan import plan_of
+from mcelbo_kernels.cuda.plan import ThinPass, plan_of
 from mcelbo_kernels.cuda.samples import ROWS_OF_A_THREAD
 from mcelbo_kernels.cuda.seam import Kernel
-from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, lanes_for
+from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, groups_for, lanes_for, parameter_gradient
 from mcelbo_kernels.cuda.target import Target
 from mcelbo_kernels.numerics.sobol import latents_first, scipy_directions
 from mcelbo_kernels.problem import Gradients, Moments, Need, Problem, check_upstream
@@ -112,7 +112,10 @@ class Call:
         """Launch everything."""
         for begin in range(0, self.kind.rows, self.plan.length):
             count = min(self.plan.length, self.kind.rows - begin)
-            self.forward(begin, count)
+            if self.plan.thin is None:
+                self.forward(begin, count)
+            else:
+                self.thin(self.plan.thin, begin, count)
             self.add_errors(begin, count)
             if self.kind.need.gradient:
                 self.backward(count)
@@ -144,11 +147,21 @@ class Call:
                 *ends,
                 *self.sides(index),
             )
-        weight = problem.weight
-        pixels = (problem.x, weight, self.kind.widths[-1] if weight is not None and len(weight) > 1 else 0)
         left = chunk.sums, chunk.slopes[-1], chunk.dx, chunk.dw
         place = n, begin, count, *self.sides(-1)
-        launch(last.kernel, last.blocks(count), chunk.inputs[-1], *self.layer(-1), *pixels, *left, *place)
+        launch(last.kernel, last.blocks(count), chunk.inputs[-1], *self.layer(-1), *self.pixels(), *left, *place)
+
+    def thin(self, thin: ThinPass, begin: int, count: int) -> None:
+        """From the noise to the errors, dz and the parameters' gradients in one launch."""
+        problem, chunk, pixels = self.problem, self.chunk, self.kind.widths[-1]
+        blocks = up(count, thin.piece), thin.tiles
+        given = problem.mu, problem.logvar, self.noise, *self.layer(0), *self.pixels(), self.upstream
+        self.launch(thin.kernel, blocks, *given, chunk.sums, chunk.dz, chunk.parts, begin, count, pixels, thin.piece)
+
+    def pixels(self) -> tuple[Any, ...]:
+        """Return the data, their weights, and how far apart the weights of two data lie."""
+        weight = self.problem.weight
+        return self.problem.x, weight, self.kind.widths[-1] if self.kind.weights > 1 else 0
 
     def layer(self, index: int) -> tuple[Any, ...]:
         """Return a layer's weight, bias and parameter."""
@@ -182,10 +195,10 @@ class Call:
 
     def add_latents(self, begin: int, count: int) -> None:
         """Add up the posterior's gradients over the samples of each datum."""
-        product, latent = self.plan.backward[0], self.kind.widths[0]
-        if product is not None:
+        parts, latent = self.plan.latent_parts, self.kind.widths[0]
+        if parts and self.kind.lowest < 0:
             blocks = up(latent, lanes_for(latent)) * data(begin, count, self.kind.samples), 1
-            given = self.chunk.dz, product.parts, self.upstream, self.problem.logvar, self.noise
+            given = self.chunk.dz, parts, self.upstream, self.problem.logvar, self.noise
             results = self.waiting.latents, self.gradients.mu, self.gradients.logvar
             self.launch(self.plan.add_latents, blocks, *given, begin, count, self.scale, *results)
 
@@ -203,19 +216,28 @@ class Call:
                 self.launch(self.plan.add_pixels, blocks, *given, waiting, result)
 
     def add_weights(self, index: int, begin: int, count: int) -> None:
-        """Multiply a layer's da by its input, in parts, and add these up."""
-        product, (inputs, outputs) = self.plan.weights[index], self.sides(index)
-        if product is None:
+        """Add up the parts of the gradients of a layer's weight and bias."""
+        needed = self.kind.need.layers[index]
+        if not any(needed):
             return
-        parts, size, of_parts = up(count, product.piece), outputs * inputs, self.chunk.parts
-        given = self.chunk.slopes[index], self.upstream, self.chunk.inputs[index], of_parts, begin, count
-        tiles, _ = product.blocks(outputs)
-        self.launch(product.kernel, (tiles, parts), *given, inputs, outputs, product.piece)
+        inputs, outputs = self.sides(index)
+        self.multiply_weights(index, begin, count)
+        parts, groups = self.plan.row_parts(index, count), groups_for(self.plan.row_parts(index, self.plan.length))
+        blocks = up(outputs * (inputs + 1), THREADS // groups), 1
+        given = self.chunk.parts, parts, outputs * inputs, outputs
         starts_and_ends = int(begin == 0), int(begin + count == self.kind.rows)
-        needed = [int(result is not None) for result in self.gradients.layers[index]]
-        results = self.waiting.layers[index], *self.gradients.layers[index], *needed
-        blocks = up(size + outputs, THREADS), 1
-        self.launch(self.plan.add_parts, blocks, of_parts, parts, size, outputs, *starts_and_ends, self.scale, *results)
+        results = self.waiting.layers[index], *self.gradients.layers[index], *map(int, needed)
+        kernel = parameter_gradient(self.kind.real, groups)
+        self.launch(kernel, blocks, *given, *starts_and_ends, self.scale, *results)
+
+    def multiply_weights(self, index: int, begin: int, count: int) -> None:
+        """Multiply a layer's da by its input, in parts."""
+        product, chunk = self.plan.weights[index], self.chunk
+        if product is not None:
+            inputs, outputs = self.sides(index)
+            given = chunk.slopes[index], self.upstream, chunk.inputs[index], chunk.parts, begin, count
+            blocks = product.blocks(outputs)[0], up(count, product.piece)
+            self.launch(product.kernel, blocks, *given, inputs, outputs, product.piece)
 
 
 def data(begin: int, count: int, n: int) -> int:

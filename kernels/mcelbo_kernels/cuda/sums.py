@@ -45,6 +45,11 @@ def halving(lanes: int) -> Any:
     return add
 
 
+def groups_for(parts: int) -> int:
+    """Return how many groups of threads share so many parts out."""
+    return 1 if parts <= 8 else 8 if parts <= 128 else 32
+
+
 def lanes_for(columns: int) -> int:
     """Return how many neighbouring threads take neighbouring columns: a power of two up to a warp."""
     return min(32, 1 << max(0, columns - 1).bit_length())
@@ -202,19 +207,26 @@ def pixel_gradient(real: Any, upstream: bool) -> Kernel:
 
 # dW = scale sum over parts and chunks,   dc likewise
 @lru_cache
-def parameter_gradient(real: Any) -> Kernel:
+def parameter_gradient(real: Any, groups: int) -> Kernel:
     """Return the kernel from a chunk's parts (parts, O I + O) to the gradients of a layer's weight and bias.
 
-    `starts` and `ends` say whether the chunk is the first and the last one.
+    So many groups of threads share the parts out; `starts` and `ends` say whether the chunk is the first and the last.
     """
+    lanes = THREADS // groups
+    halve, shift, last = halving(lanes), lanes.bit_length() - 1, lanes - 1
 
     def kernel(sums, parts, weights, biases, starts, ends, scale, waiting, dw, dc, by_weight, by_bias):
-        at = int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
-        size = weights + biases
+        shared = cuda.shared.array(THREADS, float64)
+        t = int64(cuda.threadIdx.x & MASK)
+        at, size = int64(cuda.blockIdx.x) * lanes + (t & last), weights + biases
+        total = float64(0)
         if at < size:
-            total = float64(0) if starts else waiting[at]
-            for part in range(parts):
+            for part in range(t >> shift, parts, groups):
                 total += sums[part * size + at]
+        shared[t] = total
+        halve(shared, t)
+        if t < lanes and at < size:
+            total = shared[t] if starts else shared[t] + waiting[at]
             if not ends:
                 waiting[at] = total
             elif at < weights:
@@ -226,7 +238,7 @@ def parameter_gradient(real: Any) -> Kernel:
     wide, numbers = pointer(float64), pointer(real)
     flags = (int32, int32)
     return Kernel(
-        f"parameter_gradient {real}",
+        f"parameter_gradient {real} {groups}",
         kernel,
         (numbers, int64, int64, int64, *flags, float64, wide, numbers, numbers, *flags),
         THREADS,
