@@ -140,9 +140,9 @@ def driver_version() -> int:
 
 @lru_cache(maxsize=64)
 def _stream(handle: int) -> Any:
-    from cuda.core import Stream
+    from cuda.core import LEGACY_DEFAULT_STREAM, Stream
 
-    return Stream.from_handle(handle)
+    return Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
 
 
 def launch(
