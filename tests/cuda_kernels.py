@@ -1,8 +1,9 @@
 """The CUDA kernels that calls can reach, as lists for the tests of their machine code.
 
-All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option and every tile in
-both precisions: all activations and likelihoods with all gradients, which take the most registers, and every other
-combination of flags once. `REPRESENTATIVE` has one of each kernel for each tile and precision.
+All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option: all activations and
+likelihoods with all gradients, which take the most registers, in both precisions; every other combination of the last
+layer's flags once; every sampler, number of lanes and tile. `REPRESENTATIVE` has one of each kernel for each tile and
+precision.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ def _layer(make: Callable[..., Kernel], spec: Any) -> Case:
 
 
 def _tiled(options: Sequence[Any]) -> Iterator[tuple[tuple[Tile, Any], Any]]:
-    """Yield tiles, precisions and options: all of float32, and of float64 each option with one tile or the other."""
+    """Yield each option with the large tile, and with the small and the narrow one in a precision each, by turns."""
     for turn, option in enumerate(options):
         for tile, real in TILED:
-            if real == float32 or tile == (SMALL, NARROW)[turn % 2]:
+            if tile in (LARGE, (SMALL, NARROW)[(turn + (real == float32)) % 2]):
                 yield (tile, real), option
 
 
