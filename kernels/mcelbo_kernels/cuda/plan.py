@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda import layers, samples, sums
+from mcelbo_kernels.cuda import layers, quadratic, samples, sums
 from mcelbo_kernels.cuda.layout import (
     Kind,
-    cut_latent_gradient,
+    cut_product,
     cut_weight_gradient,
     rows_of_a_chunk,
     tile_for,
@@ -70,6 +70,12 @@ class Plan(NamedTuple):
         last = self.forward[-1]
         return up(last.columns, last.tile.width)
 
+    @property
+    def parts_of_dz(self) -> int:
+        """How many parts of dz add up to it: 0 where nothing needs it."""
+        first = self.backward[0]
+        return int(self.kind.lowest < 0) if first is None else first.parts
+
 
 @lru_cache(maxsize=256)
 def plan_of(kind: Kind) -> Plan:
@@ -79,15 +85,15 @@ def plan_of(kind: Kind) -> Plan:
     return Plan(
         kind,
         length,
-        samples.draw(kind.sampler, real),
+        samples.draw(kind.sampler, real, kind.quadratic and len(sides) == 1),
         (*[hidden_product(kind, index, length) for index in range(len(sides) - 1)], last_product(kind, length)),
-        sums.finish_errors(real) if kind.keep else sums.moments(real),
+        sums.finish_errors(real) if kind.keep else sums.moments(real, kind.quadratic),
         tuple(
-            backward_product(kind, index, length) if index > lowest and kind.need.gradient else None
-            for index in range(len(sides))
+            backward_product(kind, index, length) if goes_back and index > lowest and kind.need.gradient else None
+            for index, goes_back in enumerate([True] * (len(sides) - 1) + [not kind.quadratic])
         ),
         tuple(
-            weight_product(kind, inputs, outputs, length) if any(needed) else None
+            weight_product(inputs, outputs, length, real, kind.upstream) if any(needed) else None
             for needed, (inputs, outputs) in zip(kind.need.layers, sides, strict=True)
         ),
         sums.latent_gradient(kind.sampler, real, sums.lanes_for(latent), kind.upstream),
@@ -99,14 +105,19 @@ def plan_of(kind: Kind) -> Plan:
 def hidden_product(kind: Kind, index: int, rows: int) -> Product:
     """Return the product of a layer before the last."""
     outputs, name = kind.widths[index + 1], kind.activations[index].name
-    tile = tile_for(rows, outputs, kind.real)
-    return Product(layers.hidden(layers.Hidden(tile, kind.real, name, kind.need.gradient)), tile, outputs)
+    tile, centred = tile_for(rows, outputs, kind.real), kind.quadratic and index == len(kind.widths) - 3
+    spec = layers.Hidden(tile, kind.real, name, kind.leaves_slope(index), centred)
+    return Product(layers.hidden(spec), tile, outputs)
 
 
 def last_product(kind: Kind, rows: int) -> Product:
     """Return the product of the last layer."""
     need, outputs, name = kind.need, kind.widths[-1], kind.activations[-1].name
     tile = tile_for(rows, outputs, kind.real)
+    if kind.quadratic:
+        before = len(kind.widths) - 3
+        form = quadratic.Form(tile, kind.real, need.gradient and before >= kind.lowest, before >= 0)
+        return Product(quadratic.form(form), tile, outputs)
     spec = layers.Last(tile, kind.real, name, kind.cell, need.gradient, kind.weights > 0, need.x, need.weight)
     return Product(layers.last(spec), tile, outputs)
 
@@ -117,12 +128,20 @@ def backward_product(kind: Kind, index: int, rows: int) -> Product:
     if index:
         tile = tile_for(rows, inputs, kind.real)
         return Product(layers.backward(layers.Backward(tile, kind.real, True)), tile, inputs, 1, outputs)
-    tile, parts, piece = cut_latent_gradient(rows, inputs, outputs, kind.real)
-    return Product(layers.backward(layers.Backward(tile, kind.real, False)), tile, inputs, parts, piece)
+    return cut_in_parts(rows, inputs, outputs, kind.real)
 
 
-def weight_product(kind: Kind, inputs: int, outputs: int, rows: int) -> Product:
+def cut_in_parts(
+    rows: int, columns: int, terms: int, real: Any, transposed: bool = False, stored: Any = None
+) -> Product:
+    """Return the product of matrices (rows, terms) and (terms, columns), or its transpose, whose sum may be cut."""
+    tile, parts, piece = cut_product(rows, columns, terms, real)
+    spec = layers.Backward(tile, real, False, transposed, stored)
+    return Product(layers.backward(spec), tile, columns, parts, piece)
+
+
+def weight_product(inputs: int, outputs: int, rows: int, real: Any, upstream: bool) -> Product:
     """Return the product of a layer's weight gradient."""
-    tile, parts, piece = cut_weight_gradient(rows, inputs, outputs, kind.real)
-    spec = layers.WeightGradient(tile, kind.real, kind.upstream)
+    tile, parts, piece = cut_weight_gradient(rows, inputs, outputs, real)
+    spec = layers.WeightGradient(tile, real, upstream)
     return Product(layers.weight_gradient(spec), tile, inputs, parts, piece)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from mcelbo_kernels.cuda.layout import kind_of, up
-from mcelbo_kernels.cuda.memory import chunk_memory, places_of_results, waiting_memory
+from mcelbo_kernels.cuda.memory import Form, chunk_memory, places_of_results, waiting_memory
 from mcelbo_kernels.cuda.plan import plan_of
 from mcelbo_kernels.cuda.samples import ROWS_OF_A_THREAD
 from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, lanes_for
@@ -91,13 +91,21 @@ class Call:
     """A call: its plan, its memory, and what it computes with."""
 
     def __init__(
-        self, problem: Problem, need: Need, seed: Any, target: Target, *, upstream: Any = None, errors: Any = None
+        self,
+        problem: Problem,
+        need: Need,
+        seed: Any,
+        target: Target,
+        *,
+        upstream: Any = None,
+        errors: Any = None,
+        form: Form | None = None,
     ) -> None:
-        self.problem, self.target, self.upstream, self.errors = problem, target, upstream, errors
-        self.kind = kind_of(problem, need, upstream is not None, errors is not None)
+        self.problem, self.target, self.upstream, self.errors, self.form = problem, target, upstream, errors, form
+        self.kind = kind_of(problem, need, upstream is not None, errors is not None, form is not None)
         self.plan = plan_of(self.kind)
         self.chunk, self.waiting = chunk_memory(self.plan, target), waiting_memory(self.plan, target)
-        self.moments, self.gradients = places_of_results(problem, self.plan, target)
+        self.moments, self.gradients = places_of_results(self.plan, target)
         draw, latent = problem.draw, self.kind.widths[0]
         table = seed if draw.eps is None else draw.eps
         if self.kind.sampler == "sobol":
@@ -129,22 +137,24 @@ class Call:
             blocks = (up(threads, THREADS), 1)
             z = chunk.inputs[0]
             launch(self.plan.draw, blocks, problem.mu, problem.logvar, self.noise, begin, count, whole, z)
-        *hidden, last = self.plan.forward
-        for index, product in enumerate(hidden):
-            ends = chunk.inputs[index + 1], chunk.slopes[index], count
-            launch(
-                product.kernel,
-                product.blocks(count),
-                chunk.inputs[index],
-                *self.layer(index),
-                *ends,
-                *self.sides(index),
-            )
-        weight = problem.weight
-        pixels = (problem.x, weight, self.kind.widths[-1] if weight is not None and len(weight) > 1 else 0)
-        left = chunk.sums, chunk.slopes[-1], chunk.dx, chunk.dw
-        place = n, begin, count, *self.sides(-1)
-        launch(last.kernel, last.blocks(count), chunk.inputs[-1], *self.layer(-1), *pixels, *left, *place)
+        centre = None if self.form is None else self.form.centre
+        for index, product in enumerate(self.plan.forward[:-1]):
+            left = chunk.inputs[index + 1], chunk.slopes[index]
+            place = centre, n, begin, count, *self.sides(index)
+            blocks = product.blocks(count)
+            launch(product.kernel, blocks, chunk.inputs[index], *self.layer(index), *left, *place)
+        self.last(begin, count)
+
+    def last(self, begin: int, count: int) -> None:
+        """From the last hidden layer to the sums of errors, and to da, or past a quadratic form."""
+        chunk, weight, form, product = self.chunk, self.problem.weight, self.form, self.plan.forward[-1]
+        place = self.kind.samples, begin, count, *self.sides(-1)
+        if form is None:
+            pixels = (self.problem.x, weight, self.kind.widths[-1] if weight is not None and len(weight) > 1 else 0)
+            given = *self.layer(-1), *pixels, chunk.sums, chunk.slopes[-1], chunk.dx, chunk.dw
+        else:
+            given = form.g, form.a, chunk.sums, chunk.slopes[-2] if len(chunk.slopes) > 1 else chunk.dz
+        self.target.launch(product.kernel, product.blocks(count), chunk.inputs[-1], *given, *place)
 
     def layer(self, index: int) -> tuple[Any, ...]:
         """Return a layer's weight, bias and parameter."""
@@ -153,8 +163,8 @@ class Call:
 
     def sides(self, index: int) -> tuple[int, int]:
         """Return a layer's inputs and outputs."""
-        outputs, inputs = self.problem.layers[index].weight.shape
-        return inputs, outputs
+        last = index % len(self.problem.layers)
+        return self.kind.widths[last], self.kind.widths[last + 1]
 
     def add_errors(self, begin: int, count: int) -> None:
         """Add up the errors of each row, or the moments of each datum."""
@@ -163,7 +173,8 @@ class Call:
             launch(kernel, (up(count, THREADS), 1), sums, columns, count, begin, self.errors)
         elif self.upstream is None:
             n = self.kind.samples
-            results = self.waiting.moments, self.moments.mean, self.moments.squares
+            constant = None if self.form is None else self.form.fit
+            results = self.waiting.moments, constant, self.moments.mean, self.moments.squares
             launch(kernel, (data(begin, count, n), 1), sums, columns, begin, count, n, *results)
 
     def backward(self, count: int) -> None:
@@ -180,10 +191,10 @@ class Call:
 
     def add_latents(self, begin: int, count: int) -> None:
         """Add up the posterior's gradients over the samples of each datum."""
-        product, latent = self.plan.backward[0], self.kind.widths[0]
-        if product is not None and latent:
+        parts, latent = self.plan.parts_of_dz, self.kind.widths[0]
+        if parts and latent:
             blocks = up(latent, lanes_for(latent)) * data(begin, count, self.kind.samples), 1
-            given = self.chunk.dz, product.parts, self.upstream, self.problem.logvar, self.noise
+            given = self.chunk.dz, parts, self.upstream, self.problem.logvar, self.noise
             results = self.waiting.latents, self.gradients.mu, self.gradients.logvar
             self.target.launch(self.plan.add_latents, blocks, *given, begin, count, self.scale, *results)
 

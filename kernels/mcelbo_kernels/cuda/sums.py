@@ -68,8 +68,11 @@ def finish_errors(real: Any) -> Kernel:
 
 # mean[b] = shift + s / n,   squares[b] = s2 - s^2 / n,   s = sum_i (T - shift),   s2 = sum_i (T - shift)^2
 @lru_cache
-def moments(real: Any) -> Kernel:
-    """Return the kernel that adds a chunk's errors to (shift, s, s2) of each datum: the shift is the first error."""
+def moments(real: Any, beside: bool = False) -> Kernel:
+    """Return the kernel that adds a chunk's errors to (shift, s, s2) of each datum: the shift is the first error.
+
+    `beside` says that errors[b] = T[b, i] - constant[b], of which the mean alone knows.
+    """
     halve = halving(1)
 
     @device
@@ -79,7 +82,7 @@ def moments(real: Any) -> Kernel:
             total += sums[tile * count + q]
         return total
 
-    def kernel(sums, tiles, begin, count, n, waiting, mean, squares):
+    def kernel(sums, tiles, begin, count, n, waiting, constant, mean, squares):
         first_order, second_order = cuda.shared.array(THREADS, float64), cuda.shared.array(THREADS, float64)
         t = int64(cuda.threadIdx.x & MASK)
         b, start, stop, ends = rows_of_datum(int64(cuda.blockIdx.x), begin, count, n)
@@ -104,11 +107,11 @@ def moments(real: Any) -> Kernel:
             if ends:
                 about = s / n
                 square = s2 - s * about
-                mean[b] = shift + about
+                mean[b] = shift + about + (constant[b] if beside else float64(0))
                 squares[b] = float64(0) if square < 0 else square
 
-    wide = pointer(float64)
-    return Kernel(f"moments {real}", kernel, (pointer(real), int64, int64, int64, int64, wide, wide, wide), THREADS, 1)
+    signature = (pointer(real), int64, int64, int64, int64, *[pointer(float64)] * 4)
+    return Kernel(f"moments {real} {beside}", kernel, signature, THREADS, 1)
 
 
 # dmu[b] = scale sum_q g dz[q],   dlogvar[b] = scale sum_q g dz[q] s[q] / 2
