@@ -29,7 +29,7 @@ Array = Any
 # Few kernels to compile, each of which takes a second.
 drawn = problems(
     dtypes=(np.float32,),
-    max_layers=3,
+    max_layers=2,
     names=("tanh",),
     outputs=("identity",),
     cells=("squared_error",),
@@ -75,11 +75,11 @@ def run(module: Any, problem: Problem, need: Need, target: Any = None, **rest: A
     return Moments(moments.mean.array, moments.squares.array), found
 
 
-def assert_right(problem: Problem) -> None:
+def assert_right(problem: Problem, target: Any = None) -> None:
     """Moments and gradients within the roundings of their terms."""
     need, n = Need.everything(problem), problem.draw.num_samples
     exact, exact_gradients = reference.value_and_gradients(problem, need)
-    moments, gradients = run(gram, problem, need)
+    moments, gradients = run(gram, problem, need, target)
     # The terms are those of the direct sum about another origin, so that each is as large as one of those may be. Few
     # are added up one after the other in the problem's precision: of those sums' roundings most cancel.
     eps = 8 * np.finfo(problem.x.dtype).eps
@@ -117,7 +117,7 @@ def made(real: Any, widths: tuple[int, ...], batch: int, draw: Draw, weighted: b
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let every chunk be as short as it may be, and every sum be cut."""
     caches = plan.plan_of, gram.products_of
-    for name, value in (("FEWEST_ROWS", 1), ("BYTES_OF_A_CHUNK", 1), ("LONGEST_SUM", 16), ("SHORTEST_SUM", 8)):
+    for name, value in (("FEWEST_ROWS", 1), ("BYTES_OF_A_CHUNK", 1), ("LONGEST_SUM", 32), ("SHORTEST_SUM", 24)):
         monkeypatch.setattr(layout, name, value)
     for cache in caches:
         cache.cache_clear()
@@ -126,25 +126,28 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         cache.cache_clear()
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(problem=drawn)
 def test_against_the_reference(problem: Problem) -> None:
     assert_right(problem)
 
 
-@pytest.mark.parametrize(("real", "weighted"), [(np.float32, True), (np.float64, True), (np.float64, False)])
-@pytest.mark.parametrize("widths", [(70, 67), (3, 9, 67, 70)])
-def test_many_tiles_chunks_and_parts(real: Any, weighted: bool, widths: tuple[int, ...], in_pieces: None) -> None:
+DEEP = (35, 33, 67, 70)
+
+
+@pytest.mark.parametrize(
+    ("real", "widths"),
+    [(np.float32, DEEP), (np.float64, (67, 70)), pytest.param(np.float64, DEEP, marks=pytest.mark.slow)],
+)
+def test_many_tiles_chunks_and_parts(real: Any, widths: tuple[int, ...], in_pieces: None) -> None:
     eps = np.random.default_rng(1).standard_normal((5, 27, widths[0])).astype(real)
-    problem = made(real, widths, 5, Draw(27, eps=eps), weighted)
+    problem = made(real, widths, 5, Draw(27, eps=eps), True)
     target = Noting()
-    run(gram, problem, Need.everything(problem), target)
+    assert_right(problem, target)
     assert target.names.count("form") == 2
-    assert_right(problem)
 
 
-@pytest.mark.parametrize("sampler", ["iid", "antithetic", "sobol"])
-@pytest.mark.parametrize("widths", [(3, 5), (3, 6, 5)])
+@pytest.mark.parametrize(("sampler", "widths"), [("iid", (3, 5)), ("sobol", (3, 5)), ("antithetic", (3, 6, 5))])
 def test_drawn_noise(sampler: str, widths: tuple[int, ...]) -> None:
     assert_right(made(np.float32, widths, 3, Draw(10, 7, sampler, datum_offset=4, sample_offset=2), False))
 
@@ -163,8 +166,8 @@ def test_a_well_fitted_model_is_summed_as_exactly_as_by_the_grid(hidden: int | N
         assert ours <= theirs + 1e-6 * np.abs(truth).max(), name
 
 
-VALUE = ["hidden", "backward", "centre_errors", "backward", "weight_gradient", "draw", "hidden", "form", "moments"]
 SUMMED = ["weight_gradient", "parameter_gradient"]
+VALUE = ["hidden", "backward", "centre_errors", "backward", *SUMMED, "draw", "hidden", "form", "moments"]
 CHANGED = ["backward", "residuals"]
 NEEDS = {
     "nothing": [],
@@ -190,7 +193,7 @@ def test_what_nobody_needs_is_left_out_and_changes_nothing(only: str) -> None:
     moments, found = run(gram, problem, Need(only == "x", only == "weight", only == "mu", False, of_layers), target)
     assert target.names == [*VALUE, *NEEDS[only]]
     before_the_form = only in ("mu", "weight of layer 0", "bias of layer 0")
-    assert all(kernel.name.count("gradient=True") == before_the_form for kernel in target.kernels[6:8])
+    assert all(kernel.name.count("gradient=True") == before_the_form for kernel in target.kernels[7:9])
     # those of the posterior come together
     assert set(found) == {"nothing": set(), "mu": {"mu", "logvar"}}.get(only, {only})
     np.testing.assert_array_equal(moments, everything[0])
@@ -244,6 +247,6 @@ def test_where_it_is_to_cost_less() -> None:
     assert not choice.pays(128, 1, 512, 784)
     assert not choice.pays(1, 1, 16, 784)
     # a square of the hidden layer is to be smaller than its product with the pixels
-    assert choice.pays(128, 100_000, 1000, 784)
-    assert not choice.pays(128, 100_000, 1200, 784)
+    assert choice.pays(128, 100_000, 1500, 784)
+    assert not choice.pays(128, 100_000, 1600, 784)
     assert not choice.pays(128, 100_000, 800, 784, gradient=False)

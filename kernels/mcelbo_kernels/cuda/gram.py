@@ -11,7 +11,7 @@ Of y = h W^T + c, pixel weights w that the batch shares, and a centre h0 = h(mu)
 The pass is that of `schedule` with another last product. Around it a call with L layers launches
 
     L - 1 hidden, backward, centre_errors           h0, h0 W^T in float64, r0
-    backward, weight_gradient                       a and G, either added up by parameter_gradient if it has parts
+    backward, weight_gradient, parameter_gradient   a, added up by another if it has parts, and G
     2 backward, residuals                           v W^T and W S, w P and dx
     2 weight_gradient, layer_gradient               dW and dc
     pixel_weight_gradient                           dw
@@ -79,7 +79,7 @@ def products_of(kind: Kind) -> Products:
         tuple(hidden),
         cut_in_parts(batch, pixels, width, float64, transposed=True, stored=real),
         cut_in_parts(batch, width, pixels, real),
-        weight_product(width, width, pixels, real, kind.weights > 0),
+        weight_product(width, width, pixels, real, kind.weights > 0, symmetric=True),
         cut_in_parts(batch, pixels, width, real, transposed=True),
         cut_in_parts(pixels, width, width, real),
         weight_product(width, pixels, batch, real, False),
@@ -129,7 +129,7 @@ class Gram:
         g = self.multiply_transposed(products.square, weight, weight, self.pixels, width, factors=problem.weight)
         return Form(
             g=self.add(g, products.square.parts, width**2, beside=width),
-            a=self.add(a, products.coupling.parts, self.batch * width),
+            a=a if products.coupling.parts == 1 else self.add(a, products.coupling.parts, self.batch * width),
             centre=self.centre if products.hidden else None,
             fit=fit,
         )
@@ -189,10 +189,8 @@ class Gram:
         return result
 
     def add(self, sums: Any, parts: int, size: int, beside: int = 0) -> Any:
-        """Return the sum of parts of so many numbers, and some beside them, which are left out."""
-        if parts == 1:
-            return sums
+        """Return the sum of parts of so many numbers: of a symmetric matrix if there are others beside, left out."""
         result, place = self.empty(size), (parts, size, beside, 1, 1, 1.0, None)
-        kernel = parameter_gradient(self.kind.real)
+        kernel = parameter_gradient(self.kind.real, beside > 0)
         self.target.launch(kernel, (up(size + beside, THREADS), 1), sums, *place, result, None, 1, 0)
         return result

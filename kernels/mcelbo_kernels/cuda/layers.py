@@ -272,11 +272,14 @@ class WeightGradient(NamedTuple):
     tile, real : as of `Hidden`
     upstream : bool
         Whether samples have factors g.
+    symmetric : bool
+        Whether da is h, so that the tiles above the diagonal are left out.
     """
 
     tile: Tile
     real: Any
     upstream: bool
+    symmetric: bool = False
 
 
 # dW += sum_q g da^T h,   dc += sum_q g da,   for a part of the rows
@@ -286,7 +289,7 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
 
     A part are `piece` rows. The bias's sums ride on the loads: a thread loads numbers of one column of da alone.
     """
-    tile, real, upstream = spec
+    tile, real, upstream, symmetric = spec
     rows, columns, height, numbers, zero = tile.rows, tile.columns, tile.height, pointer(real), real(0)
     size_l, size_r = shared_sizes(tile)
     left = weighted_columns(tile.height, tile.threads, real, upstream)
@@ -298,6 +301,8 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
         lefts, rights = cuda.shared.array(size_l, real, 16), cuda.shared.array(size_r, real, 16)
         acc, column_sum = cuda.local.array((rows, columns), real), cuda.local.array(1, real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), outputs, inputs)
+        if symmetric and column >= first + height:
+            return
         start = int64(cuda.blockIdx.y) * piece
         end = min(start + piece, count)
         at = int64(cuda.blockIdx.y) * outputs * (inputs + 1)

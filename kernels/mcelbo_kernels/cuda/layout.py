@@ -136,7 +136,8 @@ def cut_product(rows: int, columns: int, terms: int, real: Any) -> Cut:
     return cut(tile, tiles(tile, rows, columns), terms)
 
 
-def cut_weight_gradient(rows: int, inputs: int, outputs: int, real: Any) -> Cut:
-    """Cut dW = da^T h, whose sum goes over the rows."""
+def cut_weight_gradient(rows: int, inputs: int, outputs: int, real: Any, symmetric: bool = False) -> Cut:
+    """Cut dW = da^T h, whose sum goes over the rows; of a symmetric one the tiles up to the diagonal are computed."""
     tile = tile_for(outputs, inputs, real, up(rows, SHORTEST_SUM))
-    return cut(tile, tiles(tile, outputs, inputs), rows)
+    blocks = tiles(tile, outputs, inputs)
+    return cut(tile, (blocks + up(outputs, tile.height)) // 2 if symmetric else blocks, rows)

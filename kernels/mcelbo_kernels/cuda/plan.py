@@ -50,7 +50,9 @@ class Plan(NamedTuple):
         Of each layer, from its da to that of the layer before it, or to dz.
     weights : tuple of Product or None
         Of each layer, the gradients of its weight and bias.
-    add_latents, add_pixels, add_parts : Kernel
+    add_latents, add_pixels : Kernel
+    add_parts : tuple of Kernel
+        Of each layer.
     """
 
     kind: Kind
@@ -62,7 +64,7 @@ class Plan(NamedTuple):
     weights: tuple[Product | None, ...]
     add_latents: Kernel
     add_pixels: Kernel
-    add_parts: Kernel
+    add_parts: tuple[Kernel, ...]
 
     @property
     def columns(self) -> int:
@@ -82,6 +84,8 @@ def plan_of(kind: Kind) -> Plan:
     """Choose the kernels of a kind of call."""
     length, real, lowest = min(rows_of_a_chunk(kind), max(1, kind.rows)), kind.real, kind.lowest
     latent, sides = kind.widths[0], list(pairwise(kind.widths))
+    # a quadratic form's gradient is symmetric, and its kernel goes back through it too
+    symmetries = *[False] * (len(sides) - 1), kind.quadratic
     return Plan(
         kind,
         length,
@@ -89,16 +93,16 @@ def plan_of(kind: Kind) -> Plan:
         (*[hidden_product(kind, index, length) for index in range(len(sides) - 1)], last_product(kind, length)),
         sums.finish_errors(real) if kind.keep else sums.moments(real, kind.quadratic),
         tuple(
-            backward_product(kind, index, length) if goes_back and index > lowest and kind.need.gradient else None
-            for index, goes_back in enumerate([True] * (len(sides) - 1) + [not kind.quadratic])
+            backward_product(kind, index, length) if index > lowest and kind.need.gradient and not symmetric else None
+            for index, symmetric in enumerate(symmetries)
         ),
         tuple(
-            weight_product(inputs, outputs, length, real, kind.upstream) if any(needed) else None
-            for needed, (inputs, outputs) in zip(kind.need.layers, sides, strict=True)
+            weight_product(inputs, outputs, length, real, kind.upstream, symmetric) if any(needed) else None
+            for needed, (inputs, outputs), symmetric in zip(kind.need.layers, sides, symmetries, strict=True)
         ),
         sums.latent_gradient(kind.sampler, real, sums.lanes_for(latent), kind.upstream),
         sums.pixel_gradient(real, kind.upstream),
-        sums.parameter_gradient(real),
+        tuple(sums.parameter_gradient(real, symmetric) for symmetric in symmetries),
     )
 
 
@@ -140,8 +144,8 @@ def cut_in_parts(
     return Product(layers.backward(spec), tile, columns, parts, piece)
 
 
-def weight_product(inputs: int, outputs: int, rows: int, real: Any, upstream: bool) -> Product:
+def weight_product(inputs: int, outputs: int, rows: int, real: Any, upstream: bool, symmetric: bool = False) -> Product:
     """Return the product of a layer's weight gradient."""
-    tile, parts, piece = cut_weight_gradient(rows, inputs, outputs, real)
-    spec = layers.WeightGradient(tile, real, upstream)
+    tile, parts, piece = cut_weight_gradient(rows, inputs, outputs, real, symmetric)
+    spec = layers.WeightGradient(tile, real, upstream, symmetric)
     return Product(layers.weight_gradient(spec), tile, inputs, parts, piece)

@@ -225,7 +225,7 @@ class Call:
         results = self.waiting.layers[index], *self.gradients.layers[index], *needed
         blocks = up(size + outputs, THREADS), 1
         self.target.launch(
-            self.plan.add_parts, blocks, of_parts, parts, size, outputs, *starts_and_ends, self.scale, *results
+            self.plan.add_parts[index], blocks, of_parts, parts, size, outputs, *starts_and_ends, self.scale, *results
         )
 
 

@@ -203,19 +203,27 @@ def pixel_gradient(real: Any, upstream: bool) -> Kernel:
 
 # dW = scale sum over parts and chunks,   dc likewise
 @lru_cache
-def parameter_gradient(real: Any) -> Kernel:
+def parameter_gradient(real: Any, symmetric: bool = False) -> Kernel:
     """Return the kernel from a chunk's parts (parts, O I + O) to the gradients of a layer's weight and bias.
 
-    `starts` and `ends` say whether the chunk is the first and the last one.
+    `starts` and `ends` say whether the chunk is the first and the last one; of a symmetric matrix the half up to the
+    diagonal is read.
     """
+
+    @device
+    def source(at, weights, size):
+        if symmetric and at < weights:
+            row, column = at // size, at % size
+            return max(row, column) * size + min(row, column)
+        return at
 
     def kernel(sums, parts, weights, biases, starts, ends, scale, waiting, dw, dc, by_weight, by_bias):
         at = int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
         size = weights + biases
         if at < size:
-            total = float64(0) if starts else waiting[at]
+            total, given = float64(0) if starts else waiting[at], source(at, weights, biases)
             for part in range(parts):
-                total += sums[part * size + at]
+                total += sums[part * size + given]
             if not ends:
                 waiting[at] = total
             elif at < weights:
@@ -227,7 +235,7 @@ def parameter_gradient(real: Any) -> Kernel:
     wide, numbers = pointer(float64), pointer(real)
     flags = (int32, int32)
     return Kernel(
-        f"parameter_gradient {real}",
+        f"parameter_gradient {real} {symmetric}",
         kernel,
         (numbers, int64, int64, int64, *flags, float64, wide, numbers, numbers, *flags),
         THREADS,
