@@ -32,14 +32,21 @@ def source_type(sampler: str, real: Any) -> Any:
 
 # z[q] = mu[b] + sigma[b] eps[b, i] for rows begin to begin + count - 1 of all samples, four rows of a latent a thread
 @lru_cache
-def draw(sampler: str, real: Any) -> Kernel:
-    """Return the kernel that draws z (count, d); `whole` says that every four rows share a Philox block."""
+def draw(sampler: str, real: Any, centred: bool = False) -> Kernel:
+    """Return the kernel that draws z (count, d), or s = z - mu where it is centred.
+
+    `whole` says that every four rows share a Philox block.
+    """
     one, four = draws(sampler, real)
     exponential, half, numbers = binding(real)(exp), real(0.5), pointer(real)
 
     @device
     def deviation(logvar, at):
         return exponential(half * logvar[at])
+
+    @device
+    def middle(mu, at):
+        return real(0) if centred else mu[at]
 
     def kernel(mu, logvar, noise, begin, count, whole, z):
         eps = cuda.local.array(4, real)
@@ -52,14 +59,14 @@ def draw(sampler: str, real: Any) -> Kernel:
             i = q - b * n
             if whole:
                 four(noise, eps, b, i, k)
-                mean, sigma = mu[b * d + k], deviation(logvar, b * d + k)
+                mean, sigma = middle(mu, b * d + k), deviation(logvar, b * d + k)
                 for r in range(4):
                     z[(row + r) * d + k] = mean + sigma * eps[r]
             else:
                 for r in range(min(4, count - row)):
                     b = (q + r) // n
                     at = b * d + k
-                    z[(row + r) * d + k] = mu[at] + deviation(logvar, at) * one(noise, b, q + r - b * n, k)
+                    z[(row + r) * d + k] = middle(mu, at) + deviation(logvar, at) * one(noise, b, q + r - b * n, k)
 
     signature = (numbers, numbers, source_type(sampler, real), int64, int64, int32, numbers)
-    return Kernel(f"draw {sampler} {real}", kernel, signature, THREADS, 2)
+    return Kernel(f"draw {sampler} {real} {centred}", kernel, signature, THREADS, 2)
