@@ -17,10 +17,9 @@ from typing import Any
 from mcelbo_kernels.cuda.layout import kind_of, up
 from mcelbo_kernels.cuda.memory import chunk_memory, places_of_results, waiting_memory
 from mcelbo_kernels.cuda.plan import plan_of
-from mcelbo_kernels.cuda.samples import ROWS_OF_A_THREAD
+from mcelbo_kernels.cuda.noise import blocks_for, in_blocks, source_of
 from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, lanes_for
 from mcelbo_kernels.cuda.target import Target
-from mcelbo_kernels.numerics.sobol import latents_first, scipy_directions
 from mcelbo_kernels.problem import Gradients, Moments, Need, Problem, check_upstream
 
 
@@ -98,12 +97,7 @@ class Call:
         self.plan = plan_of(self.kind)
         self.chunk, self.waiting = chunk_memory(self.plan, target), waiting_memory(self.plan, target)
         self.moments, self.gradients = places_of_results(problem, self.plan, target)
-        draw, latent = problem.draw, self.kind.widths[0]
-        table = seed if draw.eps is None else draw.eps
-        if self.kind.sampler == "sobol":
-            directions = scipy_directions(latent) if draw.directions is None else draw.directions[:latent]
-            table = target.upload(latents_first(directions))
-        self.noise = (seed, table, self.kind.samples, latent, draw.datum_offset, draw.sample_offset)
+        self.noise = source_of(problem.draw, self.kind.widths[0], seed, target)
         # all samples of a mean weigh the same
         self.scale = 1.0 / self.kind.samples if upstream is None else 1.0
 
@@ -123,12 +117,10 @@ class Call:
     def forward(self, begin: int, count: int) -> None:
         """From the noise to the last layer's errors and da."""
         launch, problem, chunk, n = self.target.launch, self.problem, self.chunk, self.kind.samples
-        whole = int(n % 4 == 0 and begin % 4 == 0 and problem.draw.sample_offset % 4 == 0)
-        threads = up(count, ROWS_OF_A_THREAD) * self.kind.widths[0]
-        if threads:
-            blocks = (up(threads, THREADS), 1)
+        blocks, whole = blocks_for(count, self.kind.widths[0]), int(in_blocks(problem.draw, begin))
+        if blocks:
             z = chunk.inputs[0]
-            launch(self.plan.draw, blocks, problem.mu, problem.logvar, self.noise, begin, count, whole, z)
+            launch(self.plan.draw, (blocks, 1), problem.mu, problem.logvar, self.noise, begin, count, whole, z)
         *hidden, last = self.plan.forward
         for index, product in enumerate(hidden):
             ends = chunk.inputs[index + 1], chunk.slopes[index], count
