@@ -14,6 +14,7 @@ from mcelbo_kernels.decoded import IDENTITY, DecodedErrors, check_decoded
 from mcelbo_kernels.numerics.lanes import constant, equal, select
 from mcelbo_kernels.problem import Array
 
+
 def decoded_errors(
     cell: str,
     y: Array,

@@ -22,7 +22,7 @@ import numpy as np
 
 from mcelbo_kernels.cuda.cell import evaluation
 from mcelbo_kernels.cuda.layout import ENOUGH_BLOCKS, up
-from mcelbo_kernels.cuda.seam import Kernel, cuda, device, float32, float64, int32, int64, pointer
+from mcelbo_kernels.cuda.seam import Kernel, cuda, float32, float64, int32, int64, pointer
 from mcelbo_kernels.cuda.sums import MASK, THREADS, halve, lanes_for
 from mcelbo_kernels.cuda.target import Target
 from mcelbo_kernels.decoded import IDENTITY, DecodedErrors, check_decoded
@@ -155,7 +155,9 @@ class Call:
             dx = self.added(dx, parts, numbers)
         if need_weight:
             # of a shared weight the data are parts too
-            dw = self.added(dw, parts, numbers) if self.weights != 1 else self.added(dw, parts * self.batch, self.pixels)
+            dw = (
+                self.added(dw, parts, numbers) if self.weights != 1 else self.added(dw, parts * self.batch, self.pixels)
+            )
         return dx, dw
 
     def added(self, sums: Any, parts: int, count: int) -> Any:
@@ -163,9 +165,7 @@ class Call:
         if parts == 1 or not count:
             return sums
         result, lanes = self.target.empty(count, np.float64), lanes_for(count)
-        self.target.launch(
-            add_parts(), (up(count, lanes), 1), sums, parts, count, lanes.bit_length() - 1, result
-        )
+        self.target.launch(add_parts(), (up(count, lanes), 1), sums, parts, count, lanes.bit_length() - 1, result)
         return result
 
 

@@ -21,6 +21,7 @@ from mcelbo_kernels.cuda.scalars import binding
 from mcelbo_kernels.cuda.seam import Kernel, device, int32, int64, pointer
 from mcelbo_kernels.numerics.elementary import exp
 
+
 # z[q] = mu[b] + sigma[b] eps[b, i] for rows begin to begin + count - 1 of all samples
 @lru_cache
 def draw(sampler: str, real: Any) -> Kernel:

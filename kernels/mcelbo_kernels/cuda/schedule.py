@@ -16,8 +16,8 @@ from typing import Any
 
 from mcelbo_kernels.cuda.layout import kind_of, up
 from mcelbo_kernels.cuda.memory import chunk_memory, places_of_results, waiting_memory
-from mcelbo_kernels.cuda.plan import plan_of
 from mcelbo_kernels.cuda.noise import blocks_for, in_blocks, source_of
+from mcelbo_kernels.cuda.plan import plan_of
 from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, lanes_for
 from mcelbo_kernels.cuda.target import Target
 from mcelbo_kernels.problem import Gradients, Moments, Need, Problem, check_upstream
