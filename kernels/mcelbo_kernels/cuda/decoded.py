@@ -136,14 +136,13 @@ def gradients(spec: Gradients) -> Kernel:
             totals[thread] = of_data
             halve(totals, thread, lanes)
             if valid:
-                dx[at] = totals[lane]
+                dx[at] = totals[thread]
         if by_weight:
-            # before the first sums have been read none may be overwritten
-            cuda.syncthreads()
+            # no barrier: what a thread overwrites it alone has read
             totals[thread] = of_weight
             halve(totals, thread, lanes)
             if valid:
-                dw[at] = totals[lane]
+                dw[at] = totals[thread]
 
     arrays, wide = (numbers, numbers, numbers, int64, numbers, int32), pointer(float64)
     signature = (*arrays, int64, int64, int64, int32, int64, int32, wide, wide)
@@ -167,7 +166,7 @@ def add_parts() -> Kernel:
         totals[thread] = total
         halve(totals, thread, 1 << shift)
         if group == 0 and q < count:
-            result[q] = totals[lane]
+            result[q] = totals[thread]
 
     wide = pointer(float64)
     return Kernel("add_parts", kernel, (wide, int64, int64, int32, wide), THREADS, blocks_at_once(float64))

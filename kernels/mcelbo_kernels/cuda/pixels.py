@@ -147,9 +147,8 @@ class Call:
             dx = self.added(dx, parts, numbers)
         if need_weight:
             # of a shared weight the data are parts too
-            dw = (
-                self.added(dw, parts, numbers) if self.weights != 1 else self.added(dw, parts * self.batch, self.pixels)
-            )
+            of_weight = (parts * self.batch, self.pixels) if self.weights == 1 else (parts, numbers)
+            dw = self.added(dw, *of_weight)
         return dx, dw
 
     def added(self, sums: Any, parts: int, count: int) -> Any:
