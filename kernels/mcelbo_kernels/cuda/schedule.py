@@ -16,12 +16,11 @@ from typing import Any
 
 from mcelbo_kernels.cuda.layout import kind_of, up
 from mcelbo_kernels.cuda.memory import Form, chunk_memory, places_of_results, waiting_memory
+from mcelbo_kernels.cuda.noise import blocks_for, in_blocks, source_of
 from mcelbo_kernels.cuda.plan import ThinPass, plan_of
-from mcelbo_kernels.cuda.samples import ROWS_OF_A_THREAD
 from mcelbo_kernels.cuda.seam import Kernel
 from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, groups_for, lanes_for, parameter_gradient
 from mcelbo_kernels.cuda.target import Target
-from mcelbo_kernels.numerics.sobol import latents_first, scipy_directions
 from mcelbo_kernels.problem import Gradients, Moments, Need, Problem, check_upstream
 
 
@@ -107,12 +106,7 @@ class Call:
         self.plan = plan_of(self.kind)
         self.chunk, self.waiting = chunk_memory(self.plan, target), waiting_memory(self.plan, target)
         self.moments, self.gradients = places_of_results(self.plan, target)
-        draw, latent = problem.draw, self.kind.widths[0]
-        table = seed if draw.eps is None else draw.eps
-        if self.kind.sampler == "sobol":
-            directions = scipy_directions(latent) if draw.directions is None else draw.directions[:latent]
-            table = target.upload(latents_first(directions))
-        self.noise = (seed, table, self.kind.samples, latent, draw.datum_offset, draw.sample_offset)
+        self.noise = source_of(problem.draw, self.kind.widths[0], seed, target)
         # all samples of a mean weigh the same
         self.scale = 1.0 / self.kind.samples if upstream is None else 1.0
 
@@ -140,10 +134,8 @@ class Call:
     def forward(self, begin: int, count: int) -> None:
         """From the noise to the last layer's errors and da."""
         launch, problem, chunk, n = self.launch, self.problem, self.chunk, self.kind.samples
-        whole = int(n % 4 == 0 and begin % 4 == 0 and problem.draw.sample_offset % 4 == 0)
-        blocks = up(up(count, ROWS_OF_A_THREAD) * self.kind.widths[0], THREADS), 1
-        given = problem.mu, problem.logvar, self.noise, begin, count, whole
-        launch(self.plan.draw, blocks, *given, chunk.inputs[0])
+        blocks, whole = (blocks_for(count, self.kind.widths[0]), 1), int(in_blocks(problem.draw, begin))
+        launch(self.plan.draw, blocks, problem.mu, problem.logvar, self.noise, begin, count, whole, chunk.inputs[0])
         centre = None if self.form is None else self.form.centre
         for index, product in enumerate(self.plan.forward[:-1]):
             left = chunk.inputs[index + 1], chunk.slopes[index]

@@ -10,8 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from mcelbo_kernels.cuda.noise import draws
-from mcelbo_kernels.cuda.samples import source_type
+from mcelbo_kernels.cuda.noise import draws, source_type
 from mcelbo_kernels.cuda.scalars import binding
 from mcelbo_kernels.cuda.seam import Kernel, cuda, device, float64, int32, int64, pointer
 from mcelbo_kernels.numerics.elementary import exp
@@ -29,18 +28,24 @@ def rows_of_datum(number, begin, count, n):
     return b, start, stop, (b + 1) * n <= begin + count
 
 
+@device
+def halve(shared, t, lanes):
+    """Add up shared[lane], shared[lane + lanes], ... into shared[lane]; `lanes` is a power of two."""
+    cuda.syncthreads()
+    apart = THREADS // 2
+    while apart >= lanes:
+        if t < apart:
+            shared[t] += shared[t + apart]
+        cuda.syncthreads()
+        apart >>= 1
+
+
 def halving(lanes: int) -> Any:
-    """Return the device function that adds up shared[lane], shared[lane + lanes], ... into shared[lane]."""
+    """Return `halve` for a number of lanes that is known when it is compiled."""
 
     @device
     def add(shared, t):
-        cuda.syncthreads()
-        apart = THREADS // 2
-        while apart >= lanes:
-            if t < apart:
-                shared[t] += shared[t + apart]
-            cuda.syncthreads()
-            apart >>= 1
+        halve(shared, t, lanes)
 
     return add
 
