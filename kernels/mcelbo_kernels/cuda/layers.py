@@ -13,7 +13,7 @@ from mcelbo_kernels.cuda.cell import activation, evaluation
 from mcelbo_kernels.cuda.operands import across_sum, along_sum, weighted_columns
 from mcelbo_kernels.cuda.product import product, shared_sizes
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, int32, int64, pointer
-from mcelbo_kernels.cuda.tile import Tile, places, written_out
+from mcelbo_kernels.cuda.tile import Tile, over_tile, places
 
 
 def position(tile: Tile) -> Any:
@@ -75,12 +75,29 @@ def hidden(spec: Hidden) -> Kernel:
     size_l, size_r = shared_sizes(tile)
     multiply = product(tile, real, *(along_sum(length, threads, real) for length in (height, tile.width)))
     find, start, activate = position(tile), bias_start(tile, real), activation(spec.activation, real)
-    top, beside, row_of, column_of = places(tile)
+
+    @device
+    def datum_of(r, state):
+        return int64(state[0][r]) if centred else int64(0)
+
+    @device
+    def leave(i, j, r, c, b, state):
+        _datum, acc, first, column, outputs, parameter, result, slope, centre = state
+        at = (first + r) * outputs + column + c
+        value, derivative = activate(acc[i, j], parameter)
+        if centred:
+            value -= centre[b * outputs + column + c]
+        result[at] = value
+        if gradient:
+            slope[at] = derivative
+
+    leave_all = over_tile(tile, datum_of, leave)
 
     def kernel(h, weight, bias, parameter, result, slope, centre, n, begin, count, inputs, outputs):
         lefts = cuda.shared.array(size_l, real, ALIGNED)
         rights = cuda.shared.array(size_r, real, ALIGNED)
-        datum, acc = cuda.shared.array(height, int32), cuda.local.array((rows, columns), real)
+        datum = cuda.shared.array(height, int32)
+        acc = cuda.local.array((rows, columns), real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), count, outputs)
         if centred:
             for r in range(cuda.threadIdx.x, valid, threads):
@@ -88,18 +105,7 @@ def hidden(spec: Hidden) -> Kernel:
         stride = int64(inputs)
         start(acc, bias, column, wide)
         multiply(acc, lefts, rights, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
-        for i in range(rows):
-            r = top() + row_of(i)
-            for j in range(columns):
-                c = beside() + column_of(j)
-                if r < valid and c < wide:
-                    at = (first + r) * outputs + column + c
-                    value, derivative = activate(acc[i, j], parameter)
-                    if centred:
-                        value -= centre[int64(datum[r]) * outputs + column + c]
-                    result[at] = value
-                    if gradient:
-                        slope[at] = derivative
+        leave_all(valid, wide, (datum, acc, first, column, outputs, parameter, result, slope, centre))
 
     signature = (*[numbers] * 3, real, *[numbers] * 3, int64, int64, int64, int32, int32)
     return Kernel(f"hidden {spec}", kernel, signature, tile.threads, tile.blocks(real))
@@ -136,36 +142,32 @@ def last(spec: Last) -> Kernel:
     multiply = product(tile, real, *(along_sum(length, threads, real) for length in (height, width)))
     find, start = position(tile), bias_start(tile, real)
     evaluate = evaluation(spec.likelihood, spec.activation, real)
-    top, beside, row_of, column_of = places(tile)
     add_rows = row_sums(tile, real)
 
     @device
-    def add_row(i, state):
-        acc, totals, datum, first, valid, column, wide, outputs, parameter, x, w, apart, da, dx, dw = state
-        r = top() + row_of(i)
-        totals[i] = zero
-        if r < valid:
-            b = int64(datum[r])
-            for j in range(columns):
-                c = beside() + column_of(j)
-                if c < wide:
-                    at = (first + r) * outputs + column + c
-                    t, of_a, of_x = evaluate(acc[i, j], x[b * outputs + column + c], parameter)
-                    if by_weight:
-                        dw[at] = t
-                    if weighted:
-                        pixel = w[b * apart + column + c]
-                        counts = pixel != zero
-                        t = pixel * t if counts else zero
-                        of_a = pixel * of_a if counts else zero
-                        of_x = pixel * of_x if counts else zero
-                    if by_data:
-                        dx[at] = of_x
-                    if gradient:
-                        da[at] = of_a
-                    totals[i] += t
+    def datum_of(r, state):
+        return int64(state[2][r])
 
-    add_all_rows = written_out(rows, add_row)
+    @device
+    def add(i, j, r, c, b, state):
+        acc, totals, _datum, first, column, outputs, parameter, x, w, apart, da, dx, dw = state
+        at = (first + r) * outputs + column + c
+        t, of_a, of_x = evaluate(acc[i, j], x[b * outputs + column + c], parameter)
+        if by_weight:
+            dw[at] = t
+        if weighted:
+            pixel = w[b * apart + column + c]
+            counts = pixel != zero
+            t = pixel * t if counts else zero
+            of_a = pixel * of_a if counts else zero
+            of_x = pixel * of_x if counts else zero
+        if by_data:
+            dx[at] = of_x
+        if gradient:
+            da[at] = of_a
+        totals[i] += t
+
+    add_all = over_tile(tile, datum_of, add)
 
     def kernel(h, weight, bias, parameter, x, w, apart, sums, da, dx, dw, n, begin, count, inputs, outputs):
         lefts = cuda.shared.array(size_l, real, ALIGNED)
@@ -178,7 +180,9 @@ def last(spec: Last) -> Kernel:
         start(acc, bias, column, wide)
         stride = int64(inputs)
         multiply(acc, lefts, rights, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
-        add_all_rows((acc, totals, datum, first, valid, column, wide, outputs, parameter, x, w, apart, da, dx, dw))
+        for i in range(rows):
+            totals[i] = zero
+        add_all(valid, wide, (acc, totals, datum, first, column, outputs, parameter, x, w, apart, da, dx, dw))
         add_rows(lefts, totals, sums, column // width * count + first, valid)
 
     signature = (*[numbers] * 3, real, *[numbers] * 2, int64, *[numbers] * 4, int64, int64, int64, int32, int32)
