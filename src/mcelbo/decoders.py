@@ -96,8 +96,8 @@ def choose(decoder: Decoder, device: torch.device, cell: str = "squared_error") 
         return Path(Explanation("any", device.type, f"there are no fused kernels for {device.type} tensors"), found)
     if not accepts(cell, last):
         return Path(Explanation("any", device.type, f"{cell} is not fused after {last} output"), found)
-    if device.type == "cuda":
-        require(device)
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        require(device)  # which cannot be traced: a traced op requires it when it runs
     return Path(Explanation("grid", device.type, f"it is {_in_words(found)}"), found)
 
 
