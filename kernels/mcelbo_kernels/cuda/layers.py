@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.cell import activation, evaluation
-from mcelbo_kernels.cuda.operands import across_sum, along_sum, weighted_columns
+from mcelbo_kernels.cuda.operands import across_sum, along_sum, spans, weighted_columns
 from mcelbo_kernels.cuda.product import product, shared_sizes
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, int32, int64, pointer
 from mcelbo_kernels.cuda.tile import Tile, over_tile, places
@@ -294,7 +294,7 @@ class WeightGradient(NamedTuple):
 def weight_gradient(spec: WeightGradient) -> Kernel:
     """Return the kernel from da (rows, O) and h (rows, I) to (parts, O I + O), the weight's gradient, then the bias's.
 
-    A part are `piece` rows. The bias's sums ride on the loads: a thread loads numbers of one column of da alone.
+    A part are `piece` rows. The bias's sums ride on the loads: a thread loads the same few columns of da all the time.
     """
     tile, real, upstream, symmetric = spec
     rows, columns, height, numbers, zero = tile.rows, tile.columns, tile.height, pointer(real), real(0)
@@ -302,23 +302,24 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
     left = weighted_columns(tile.height, tile.threads, real, upstream)
     multiply, find = product(tile, real, left, across_sum(tile.width, tile.threads, real)), position(tile)
     top, beside, row_of, column_of = places(tile)
-    parts, threads = tile.threads // tile.height, tile.threads
+    threads, each, parts = tile.threads, *spans(tile.height, tile.threads)
 
     def kernel(da, g, h, result, begin, count, inputs, outputs, piece):
         lefts = cuda.shared.array(size_l, real, ALIGNED)
         rights = cuda.shared.array(size_r, real, ALIGNED)
-        acc, column_sum = cuda.local.array((rows, columns), real), cuda.local.array(1, real)
+        acc, column_sums = cuda.local.array((rows, columns), real), cuda.local.array(each, real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), outputs, inputs)
         if symmetric and column >= first + height:
             return
         start = int64(cuda.blockIdx.y) * piece
         end = min(start + piece, count)
         at = int64(cuda.blockIdx.y) * outputs * (inputs + 1)
-        column_sum[0] = zero
+        for e in range(each):
+            column_sums[e] = zero
         for i in range(rows):
             for j in range(columns):
                 acc[i, j] = zero
-        ours, theirs = (da, first, valid, int64(outputs), g, begin, column_sum), (h, column, wide, int64(inputs))
+        ours, theirs = (da, first, valid, int64(outputs), g, begin, column_sums), (h, column, wide, int64(inputs))
         multiply(acc, lefts, rights, ours, theirs, start, end)
         for i in range(rows):
             r = top() + row_of(i)
@@ -327,7 +328,8 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
                 if r < valid and c < wide:
                     result[at + (first + r) * inputs + column + c] = acc[i, j]
         if column == 0:
-            lefts[cuda.threadIdx.x] = column_sum[0]
+            for e in range(each):
+                lefts[e * threads + cuda.threadIdx.x] = column_sums[e]
             cuda.syncthreads()
             for r in range(cuda.threadIdx.x, valid, threads):
                 total = zero

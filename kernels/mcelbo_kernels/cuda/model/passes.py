@@ -7,10 +7,9 @@ from mcelbo_kernels.cuda.model import counts
 from mcelbo_kernels.cuda.model.counts import Count
 from mcelbo_kernels.cuda.model.gpu import Launch
 from mcelbo_kernels.cuda.model.span import Span
-from mcelbo_kernels.cuda.noise import INJECTED
+from mcelbo_kernels.cuda.noise import INJECTED, ROWS_OF_A_THREAD
 from mcelbo_kernels.cuda.plan import Product, ThinPass
 from mcelbo_kernels.cuda.product import shared_sizes
-from mcelbo_kernels.cuda.samples import ROWS_OF_A_THREAD
 from mcelbo_kernels.cuda.sums import THREADS
 from mcelbo_kernels.cuda.thin import GROUPS, ROWS_OF_A_BLOCK, Thin, shape_for
 from mcelbo_kernels.cuda.tile import SLICE
