@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mcelbo_kernels.cuda.seam import cuda, device, int32
 
 SLICE = 8  # indices k that lie in shared memory at once
-REGISTERS, MOST_BLOCKS = 65536, 16  # of every multiprocessor since compute capability 7.5
+REGISTERS = 65536  # of every multiprocessor since compute capability 7.5
 GAP = 4  # numbers between its rows, so that threads that write a column hit different banks
 
 
@@ -54,8 +54,13 @@ class Tile(NamedTuple):
         return self.down * self.across
 
     def blocks(self, real: Any) -> int:
-        """Return how many blocks are to fit a multiprocessor, whose registers hold 128 numbers for each thread."""
-        return min(MOST_BLOCKS, int(REGISTERS // (self.threads * 4 * real.bitwidth)))
+        """Return how many blocks are to fit a multiprocessor, which bounds the registers of a thread.
+
+        128 hold a tile of 8 x 8 and what multiplies it. Some epilogues spill beside that, so that tiles which are there
+        to keep all multiprocessors busy, rather than each of them, may take 160.
+        """
+        registers = (128 if self.threads > 128 else 160) * real.bitwidth // 32
+        return max(1, int(REGISTERS // (self.threads * registers)))
 
 
 LARGE = Tile(8, 8, 16, 16, 4)
