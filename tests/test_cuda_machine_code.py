@@ -34,6 +34,7 @@ SPILLED = "at most 72 bytes are spilled beside 255 registers"
 # why kernels keep something of a thread in local memory, by patterns of their names
 LIES_IN_MEMORY = {
     "layers.hidden-(large|small)-.*-(tanh|sigmoid|softplus|elu|gelu|gelu_tanh|silu)-": INDEXED,
+    "layers.hidden-(large|small)-float32-relu-.*-centred-sm_80": INDEXED,
     "layers.hidden-narrow-float32-((tanh|softplus|elu|gelu)-|gelu_tanh-.*-sm_(75|80|90))": INDEXED,
     "layers.hidden-narrow-float64-((tanh|sigmoid|softplus|elu|gelu|gelu_tanh)-|silu-.*-sm_(75|80|90))": INDEXED,
     "layers.last-(large|small)-float32-gelu-": INDEXED,
@@ -45,7 +46,7 @@ LIES_IN_MEMORY = {
 MULTIPLIES_LITTLE = {
     "-narrow-float64-": "a thread's 32 products of an index take 6 loads, of two numbers each",
     "weight_gradient-narrow-float32-upstream": "each of the 8 numbers of a thread has a factor, which is loaded, too",
-    "(hidden|last)-narrow-float32-.*-sm_100": "addresses take some 20 instructions more than on older devices",
+    "(hidden|last|form)-narrow-float32-.*-sm_100": "addresses take some 20 instructions more than on older devices",
     "weight_gradient-small-float64-upstream-sm_100": "addresses take some 40 instructions more than on older devices",
 }
 
