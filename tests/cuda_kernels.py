@@ -46,7 +46,11 @@ class Case(NamedTuple):
 
 def _case(make: Callable[..., Kernel], *arguments: Any, real: Any, tile: Tile | None = None, **options: Any) -> Case:
     """Name a kernel after its options."""
-    words = [word if value is True else str(value) for word, value in options.items() if value is not False]
+    words = [
+        word if value is True else str(value)
+        for word, value in options.items()
+        if value is not False and value is not None
+    ]
     size = [] if tile is None else [TILES[tile]]
     function = f"{make.__module__.rpartition('.')[2]}.{make.__name__}"
     return Case("-".join((function, *size, str(real), *words)), real, tile, partial(make, *arguments))
@@ -82,10 +86,6 @@ def _gradients() -> Iterator[Case]:
     for tiled, flag in product(TILED, (False, True)):
         yield _layer(layers.backward, layers.Backward(*tiled, flag))
         yield _layer(layers.weight_gradient, layers.WeightGradient(*tiled, flag))
-        yield _layer(quadratic.form, quadratic.Form(*tiled, True, flag))
-    for tiled in TILED:
-        yield _layer(layers.weight_gradient, layers.WeightGradient(*tiled, False, True))
-        yield _layer(layers.hidden, layers.Hidden(*tiled, "tanh", True, True))
 
 
 def _thin() -> Iterator[Case]:
@@ -97,6 +97,17 @@ def _thin() -> Iterator[Case]:
         yield _case(thin.thin, spec, **spec._asdict())
         value = spec._replace(gradient=False, upstream=False)
         yield _case(thin.thin, value, **value._asdict())
+
+
+def _quadratic() -> Iterator[Case]:
+    for tiled, flags in product(TILED, ((False, True), (True, False), (True, True))):
+        yield _layer(quadratic.form, quadratic.Form(*tiled, *flags))
+    for tile, real in TILED:
+        yield _layer(layers.hidden, layers.Hidden(tile, real, "relu", True, True))
+        yield _layer(layers.backward, layers.Backward(tile, real, False, True))
+        yield _layer(layers.weight_gradient, layers.WeightGradient(tile, real, False, True))
+        if real == float64:
+            yield _layer(layers.backward, layers.Backward(tile, real, False, True, float32))
 
 
 def _samples() -> Iterator[Case]:
@@ -119,6 +130,6 @@ def _sums() -> Iterator[Case]:
             yield _case(sums.pixel_gradient, real, upstream, real=real, upstream=upstream)
 
 
-SPECIALISATIONS = [*_hidden(), *_last(), *_gradients(), *_thin(), *_samples(), *_sums()]
+SPECIALISATIONS = [*_quadratic(), *_hidden(), *_last(), *_gradients(), *_thin(), *_samples(), *_sums()]
 # what does most comes last
 REPRESENTATIVE = list({(case.make.func, case.real, case.tile): case for case in SPECIALISATIONS}.values())
