@@ -160,6 +160,10 @@ def test_waves_by_hand() -> None:
     assert [of(blocks) for blocks in (1, 132, 133, 264, 265, 448)] == [1, 1, 2, 2, 3, 4]
     # 8 warps, each of which waits 4 cycles for every result, keep half of the schedulers busy
     assert of(1, independent=1) == 2
+    # three blocks of two warps give two of the schedulers a second warp, as four do
+    small = Launch("small", (132, 1), 64, 128, 8_704, independent=4)
+    found = [turns(small._replace(blocks=(132 * blocks, 1)), H100) for blocks in (1, 2, 3, 4, 8, 9)]
+    assert found == [2, 2, 4, 4, 8, 10]
 
 
 def test_bounds_by_hand() -> None:
