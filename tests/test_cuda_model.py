@@ -88,13 +88,9 @@ def test_the_model_lists_what_the_schedule_launches(data: st.DataObject, problem
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), problem=problems(shapes=("long",), samplers=("iid",), cells=("squared_error",)))
 def test_chunks(data: st.DataObject, problem: Problem) -> None:
-    need = replace_layers(data.draw(needs(problem)), problem)
+    need = data.draw(needs(problem))
     one = assert_agrees(replace(problem, draw=replace(problem.draw, num_samples=2)), need)
     assert assert_agrees(problem, need) > 8 * one
-
-
-def replace_layers(need: Need, problem: Problem) -> Need:
-    return need._replace(layers=((True, True),) * len(problem.layers))
 
 
 def call_of(name: str) -> dict[str, Launch]:
@@ -115,11 +111,11 @@ def test_affine_by_hand() -> None:
     assert last.written == 4 * (rows * m + 7 * rows)
     assert last.given == 4 * (m * d + m + 128 * m)
     assert last.kept == 4 * (rows * d + rows * m + 7 * rows)
-    # of a thread 4 slices of 95 instructions, and the tile's 300; of a cell with its branch 13 + 3 and 7 + 9 + 5, of
-    # 832 columns that runs of 64 cover; of each of 64 cells' share of the last tile's
-    cells = rows * 832
-    assert last.floats == pytest.approx(cells * (16 + 16 / 64))
-    assert last.others == pytest.approx(448 * 256 * (4 * 95 + 300) + cells * (21 + 200 / 64))
+    # of a thread 4 slices of 95 instructions, and the 300 and 200 of such a tile; of a cell with its branch 3 + 13 and
+    # 9 + 7 + 5, of 832 columns that runs of 64 cover
+    threads, cells = 448 * 256, rows * 832
+    assert last.floats == threads * 16 + cells * 16
+    assert last.others == threads * (4 * 95 + 300 + 200) + cells * 21
     backward = call["backward"]
     assert backward.blocks == (64, 4)
     assert backward.read == 4 * (rows * m + 64 * m * d)
@@ -164,6 +160,10 @@ def test_waves_by_hand() -> None:
     assert [of(blocks) for blocks in (1, 132, 133, 264, 265, 448)] == [1, 1, 2, 2, 3, 4]
     # 8 warps, each of which waits 4 cycles for every result, keep half of the schedulers busy
     assert of(1, independent=1) == 2
+    # three blocks of two warps give two of the schedulers a second warp, as four do
+    small = Launch("small", (132, 1), 64, 128, 8_704, independent=4)
+    found = [turns(small._replace(blocks=(132 * blocks, 1)), H100) for blocks in (1, 2, 3, 4, 8, 9)]
+    assert found == [2, 2, 4, 4, 8, 10]
 
 
 def test_bounds_by_hand() -> None:

@@ -10,7 +10,7 @@ from mcelbo_kernels.cuda.layout import Kind
 from mcelbo_kernels.cuda.memory import chunk_memory
 from mcelbo_kernels.cuda.model.counts import REGISTERS_TAKEN
 from mcelbo_kernels.cuda.model.gpu import Launch
-from mcelbo_kernels.cuda.model.passes import backward, draw, forward, thin, weights
+from mcelbo_kernels.cuda.model.passes import backward, draw, hidden, last, thin, weights
 from mcelbo_kernels.cuda.model.span import Span
 from mcelbo_kernels.cuda.model.sums import errors, latents, parameters, pixels
 from mcelbo_kernels.cuda.plan import plan_of
@@ -52,7 +52,8 @@ def chunk_launches(span: Span) -> Iterator[Launch]:
     plan, need, sides = span.plan, span.kind.need, list(pairwise(span.kind.widths))
     if plan.thin is None:
         yield draw(span)
-        yield from (forward(span, index) for index in range(len(sides)))
+        yield from (hidden(span, index) for index in range(len(sides) - 1))
+        yield last(span)
     else:
         yield thin(span, plan.thin)
     if span.kind.keep or not span.kind.upstream:

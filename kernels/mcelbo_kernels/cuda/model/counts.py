@@ -2,7 +2,8 @@
 
 They were counted in the machine code that ptxas makes for compute capability 9.0 from float32 kernels: those of a loop
 on the way that blocks within the matrix take, and for a cell what the kernel with it has more than without. A branch
-that few threads take does not count. None of it was measured on a device.
+that few threads take does not count. None of it was measured on a device; the tests compare with what an interpreter of
+PTX executes.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Count(NamedTuple):
 # For a thread and slice, fetched, put down and loaded again; for a thread before and after, and more in the last layer.
 OF_A_SLICE = {LARGE: Count(0, 95), SMALL: Count(0, 120), NARROW: Count(0, 94)}
 OF_A_TILE, OF_A_LAST_TILE = Count(0, 300), Count(16, 200, 2)
-# For a number of a product that is only stored.
-OF_A_NUMBER = Count(0, 9)
+# For a number of a product that is only stored, or multiplied by a slope first; for a number of da in a bias's sum.
+OF_A_NUMBER, OF_A_SLOPE, OF_A_BIAS = Count(0, 9), Count(1, 9), Count(1)
 # The squared error of a cell and what is kept of it, without and with its derivative; a pixel weight more.
 OF_A_CELL = {False: Count(2, 7), True: Count(3, 9)}
 OF_A_WEIGHT = Count(2, 6)
@@ -53,16 +54,15 @@ OF_A_HIDDEN_CELL = {False: Count(0, 7), True: Count(0, 9)}
 # More than for "identity", without and with the derivative; in the last layer such a cell has a branch of its own.
 IDENTITY, RELU, SIGMOID = (Count(), Count()), (Count(0, 1), Count(0, 1)), (Count(10, 7, 1), Count(13, 7, 1))
 OF_A_BRANCH = Count(0, 5)
-# The thin pass: a cell, a thread's sample with its share of the sums over threads, a latent of a sample drawn.
+# The thin pass: a cell, a thread's sample with its share of the sums over threads, a latent of a sample, a thread.
 OF_A_THIN_CELL = {False: Count(3, 1), True: Count(6, 3)}
-OF_A_THIN_SAMPLE, OF_A_THIN_LATENT = Count(0, 50), Count(54, 220, 6)
+OF_A_THIN_SAMPLE, OF_A_THIN_LATENT, OF_A_THIN_THREAD = Count(0, 50), Count(54, 220, 6), Count(0, 240)
 # Four rows of a latent by "iid" that share a Philox block, or of the caller's noise; one row drawn again.
-OF_FOUR_DRAWS = {False: Count(200, 400, 16), True: Count(8, 200, 4)}
-OF_A_REDRAW = {False: Count(41, 200, 3, 2), True: Count(0, 60, 1, 2)}
-# Sums in float64: a part of a row, a row, and a thread's beginning and end with the sum over its block.
-OF_A_PART = Count(0, 19, 1, 1)
-OF_A_ROW = Count(0, 70, 1, 3)
-OF_A_SUM = Count(0, 250, 1, 10)
+OF_FOUR_DRAWS = {False: Count(152, 400, 16), True: Count(8, 200, 4)}
+OF_A_REDRAW = {False: Count(34, 180, 3, 2), True: Count(0, 60, 1, 2)}
+# Sums in float64: a part of a row, a row, a thread with its share of its block's sum, and one that finds its datum.
+OF_A_PART, OF_A_ROW = Count(0, 19, 1, 1), Count(0, 70, 1, 3)
+OF_A_SUM, OF_A_DATUM = Count(0, 80, 0, 8), Count(0, 180, 4, 12)
 
 
 def of_activation(name: str, gradient: bool) -> Count:

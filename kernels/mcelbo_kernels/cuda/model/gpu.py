@@ -168,13 +168,18 @@ def occupancy(launch: Launch, gpu: Gpu) -> Occupancy:
 def turns(launch: Launch, gpu: Gpu) -> float:
     """Return how many blocks' instructions the busiest multiprocessor takes, wave by wave.
 
-    A wave of so few warps that the schedulers have none to issue for takes as long as one of enough.
+    A warp stays with its scheduler, so that the one with the most warps decides; and a wave of so few warps that
+    schedulers wait for results takes as long as one of enough.
     """
     resident = occupancy(launch, gpu).blocks
     least = SCHEDULERS * DEPENDENT / (launch.warps * launch.independent)
+
+    def of_wave(blocks: int) -> float:
+        of_scheduler = -(-blocks * launch.warps // SCHEDULERS)
+        return max(of_scheduler * SCHEDULERS / launch.warps, least) if blocks else 0.0
+
     waves, rest = divmod(launch.total, resident * gpu.multiprocessors)
-    last = -(-rest // gpu.multiprocessors)
-    return waves * max(resident, least) + (max(last, least) if last else 0)
+    return waves * of_wave(resident) + of_wave(-(-rest // gpu.multiprocessors))
 
 
 def dram_bytes(launch: Launch, gpu: Gpu) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mcelbo_kernels.cuda.layout import up
 from mcelbo_kernels.cuda.model import counts
 from mcelbo_kernels.cuda.model.counts import Count
@@ -15,6 +17,7 @@ from mcelbo_kernels.cuda.thin import GROUPS, ROWS_OF_A_BLOCK, Thin, shape_for
 from mcelbo_kernels.cuda.tile import SLICE
 
 INDEPENDENT = 4  # neighbouring multiply-adds of a tile, and cells of a thread
+NOTHING = Count()
 
 
 def draw(span: Span) -> Launch:
@@ -36,12 +39,22 @@ def draw(span: Span) -> Launch:
 
 
 def product(
-    span: Span, item: Product, blocks: tuple[int, int], rows: int, terms: int, cell: Count, **numbers: int
+    span: Span,
+    item: Product,
+    blocks: tuple[int, int],
+    rows: int,
+    terms: int,
+    cell: Count,
+    *,
+    beside: int,
+    shared: int = 0,
+    more: Count = NOTHING,
+    **bytes_: int,
 ) -> Launch:
     """Return the launch of a product with so many rows, and so many terms in the sums of all parts.
 
-    `cell` is what a number of the result takes, `numbers` are those that it reads beside the operands, that it writes,
-    and so on; shared memory in bytes.
+    `cell` are the instructions of a number of the result, `more` further ones in all; `beside` are numbers that are
+    read beside the operands, `shared` bytes beside their buffers.
     """
     tile, columns, slices = item.tile, item.columns, up(terms, SLICE)
     down, across, parts = up(rows, tile.height), max(1, up(columns, tile.width)), blocks[1]
@@ -53,46 +66,59 @@ def product(
     return span.launch(
         item.kernel,
         blocks,
-        of_threads.plus(cell.times(executed)),
-        read=operands + numbers.pop("beside", 0),
-        shared=span.kind.dtype.itemsize * sum(shared_sizes(tile)) + numbers.pop("shared", 0),
+        of_threads.plus(cell.times(executed), more),
+        read=operands + beside,
+        shared=span.kind.dtype.itemsize * sum(shared_sizes(tile)) + shared,
         products=rows * columns * terms,
         fmas=threads * tile.rows * tile.columns * slices * SLICE,
         # a slice is fetched while the one before it is multiplied, and is waited for only where that is too short
         rounds=2 + up(slices, parts),
         independent=INDEPENDENT,
-        **numbers,
+        **bytes_,
     )
 
 
-def forward(span: Span, index: int) -> Launch:
-    """Return the launch of a layer's output."""
-    kind, item, rows = span.kind, span.plan.forward[index], span.rows
-    inputs, outputs, gradient = kind.widths[index], kind.widths[index + 1], kind.need.gradient
-    layer, name = outputs * (inputs + 1), kind.activations[index].name
-    blocks, beside = item.blocks(rows), up(rows, item.tile.height) * outputs
-    if index < len(span.plan.forward) - 1:
-        cell = counts.OF_A_HIDDEN_CELL[gradient].plus(counts.of_activation(name, gradient))
-        left = rows * outputs * (1 + gradient)
-        kept = rows * inputs + left
-        return product(span, item, blocks, rows, inputs, cell, beside=beside, written=left, given=layer, kept=kept)
-    weighted = kind.weights > 0
-    cell = counts.OF_A_CELL[gradient].plus(counts.of_cell(kind.cell, name, gradient, weighted))
-    tile = counts.OF_A_LAST_TILE.times(item.tile.threads / (item.tile.height * item.tile.width))
-    left = rows * (outputs * (gradient + kind.need.x + kind.need.weight) + span.plan.columns)
-    data = 1 + weighted
+def hidden(span: Span, index: int) -> Launch:
+    """Return the launch of the output of a layer before the last."""
+    kind, item, rows, gradient = span.kind, span.plan.forward[index], span.rows, span.kind.need.gradient
+    inputs, outputs = kind.widths[index : index + 2]
+    left = rows * outputs * (1 + gradient)
     return product(
         span,
         item,
-        blocks,
+        item.blocks(rows),
         rows,
         inputs,
-        cell.plus(tile, counts.OF_A_BRANCH.times(name != "identity")),
-        beside=beside * (1 + data * up(min(rows, item.tile.height), kind.samples)),
+        counts.OF_A_HIDDEN_CELL[gradient].plus(counts.of_activation(kind.activations[index].name, gradient)),
+        beside=up(rows, item.tile.height) * outputs,
         written=left,
-        given=layer + data * span.data(kind.samples) * outputs,
+        given=outputs * (inputs + 1),
         kept=rows * inputs + left,
+    )
+
+
+def last(span: Span) -> Launch:
+    """Return the launch of the last layer and its errors."""
+    kind, item, rows, need = span.kind, span.plan.forward[-1], span.rows, span.kind.need
+    (inputs, outputs), name, weighted = kind.widths[-2:], kind.activations[-1].name, kind.weights > 0
+    cell = counts.OF_A_CELL[need.gradient].plus(counts.of_cell(kind.cell, name, need.gradient, weighted))
+    down, tiles = up(rows, item.tile.height), math.prod(item.blocks(rows))
+    # pixels come through the second-level cache once for each datum in a block
+    data, in_block = 1 + weighted, up(min(rows, item.tile.height), kind.samples)
+    left = rows * (outputs * (need.gradient + need.x + need.weight) + span.plan.columns)
+    return product(
+        span,
+        item,
+        item.blocks(rows),
+        rows,
+        inputs,
+        cell.plus(counts.OF_A_BRANCH.times(name != "identity")),
+        beside=down * outputs * (1 + data * in_block),
         shared=4 * item.tile.height,
+        more=counts.OF_A_LAST_TILE.times(tiles * item.tile.threads),
+        written=left,
+        given=outputs * (inputs + 1) + data * span.data(kind.samples) * outputs,
+        kept=rows * inputs + left,
     )
 
 
@@ -109,11 +135,12 @@ def thin(span: Span, item: ThinPass) -> Launch:
         counts.of_cell(kind.cell, kind.activations[0].name, gradient, kind.weights > 0)
     )
     drawn = counts.OF_A_THIN_LATENT.times(rows * item.tiles * latent)
+    of_threads = counts.OF_A_THIN_THREAD.times(math.prod(blocks) * threads)
     sums = spec.values * spec.rows * (threads + 2 * GROUPS)
     return span.launch(
         item.kernel,
         blocks,
-        cell.times(columns).plus(counts.OF_A_THIN_SAMPLE).times(samples).plus(drawn),
+        cell.times(columns).plus(counts.OF_A_THIN_SAMPLE).times(samples).plus(drawn, of_threads),
         read=blocks[0] * (layer + data * up(item.piece, kind.samples)),
         written=left,
         given=given,
@@ -129,18 +156,37 @@ def thin(span: Span, item: ThinPass) -> Launch:
 def backward(span: Span, item: Product, index: int) -> Launch:
     """Return the launch from a layer's da to that of the layer before it, or to dz."""
     inputs, outputs = span.kind.widths[index : index + 2]
-    blocks, numbers = item.blocks(span.rows), span.rows * inputs
+    numbers, cell = span.rows * inputs, counts.OF_A_SLOPE if index else counts.OF_A_NUMBER
     slopes, left = numbers * (index > 0), numbers * item.parts
-    weight, kept = inputs * outputs, span.rows * outputs + left + slopes
-    cell = counts.OF_A_NUMBER
-    return product(span, item, blocks, span.rows, outputs, cell, beside=slopes, written=left, given=weight, kept=kept)
+    return product(
+        span,
+        item,
+        item.blocks(span.rows),
+        span.rows,
+        outputs,
+        cell,
+        beside=slopes,
+        written=left,
+        given=inputs * outputs,
+        kept=span.rows * outputs + left + slopes,
+    )
 
 
 def weights(span: Span, item: Product, index: int) -> Launch:
     """Return the launch of a layer's weight and bias gradients in parts."""
     inputs, outputs = span.kind.widths[index : index + 2]
-    blocks = item.blocks(outputs)[0], up(span.rows, item.piece)
-    left, factors = blocks[1] * outputs * (inputs + 1), span.rows * span.kind.upstream
-    kept = span.rows * (inputs + outputs) + left
-    cell = counts.OF_A_NUMBER
-    return product(span, item, blocks, outputs, span.rows, cell, beside=factors, written=left, given=factors, kept=kept)
+    across, blocks = item.blocks(outputs)[0], up(span.rows, item.piece)
+    left, factors = blocks * outputs * (inputs + 1), span.rows * span.kind.upstream
+    return product(
+        span,
+        item,
+        (across, blocks),
+        outputs,
+        span.rows,
+        counts.OF_A_NUMBER,
+        beside=factors,
+        more=counts.OF_A_BIAS.times(across * item.tile.height * up(span.rows, SLICE) * SLICE),
+        written=left,
+        given=factors,
+        kept=span.rows * (inputs + outputs) + left,
+    )

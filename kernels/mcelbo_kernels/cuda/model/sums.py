@@ -19,7 +19,7 @@ def errors(span: Span) -> Launch:
     return span.launch(
         span.plan.errors,
         (blocks, 1),
-        of_rows.plus(counts.OF_A_SUM.times(blocks * THREADS)),
+        of_rows.plus(counts.OF_A_DATUM.times(blocks * THREADS)),
         read=tiles * span.rows,
         written=left,
         given=left,
@@ -38,7 +38,7 @@ def latents(span: Span) -> Launch:
     return span.launch(
         span.plan.add_latents,
         (blocks, 1),
-        of_rows.plus(counts.OF_A_SUM.times(blocks * THREADS)),
+        of_rows.plus(counts.OF_A_DATUM.times(blocks * THREADS)),
         read=read + number * latent,
         written=2 * number * latent,
         given=3 * number * latent,
@@ -55,7 +55,7 @@ def pixels(span: Span, n: int) -> Launch:
     return span.launch(
         span.plan.add_pixels,
         (across * number, 1),
-        counts.OF_A_PART.times(numbers).plus(counts.OF_A_SUM.times(across * number * THREADS)),
+        counts.OF_A_PART.times(numbers).plus(counts.OF_A_DATUM.times(across * number * THREADS)),
         read=numbers,
         written=number * outputs,
         given=number * outputs,
