@@ -4,6 +4,7 @@
     python -m benchmarks                                     every workload, every peer found here: a few minutes
     python -m benchmarks --workloads seed,once --rounds 21   two of them, more rounds
     python -m benchmarks --quick                             does everything run? figures not to be quoted
+    python -m benchmarks --device cpu                        on the CPU, also where torch sees an NVIDIA GPU
     python -m benchmarks --jax-python /path/to/python        JAX from an environment of its own, in the same run
     python -m benchmarks memory                              what a call adds to the process: 16 and 100,000 samples
     python -m benchmarks first-call                          the first loss of a fresh process, caches cold and warm
@@ -26,6 +27,13 @@ How
     process of its own that sleeps until asked and times itself. `scaling` has problems of its own, all of which are
     visited in every round.
 
+On a GPU
+    Where torch sees an NVIDIA GPU, the speed run is of mcelbo, eager torch and torch.compile on it; all other subjects
+    are of the CPU. Calls are timed by CUDA events, from the end of one to the end of the next, without TF32. Beside
+    that stands what the CPU takes to launch a call: where it is as long, a graph is what helps, and so the time of the
+    call replayed from a captured CUDA graph stands there as well. Load is that of CPUs and not watched; the spread
+    over the rounds is given as always. What to compare with is a large float32 matrix product and a large copy.
+
 What to compare with
     The machine's own peak of fused multiply-adds and its copy bandwidth, measured in the same run. A pass that
     multiplies matrices cannot beat the first; "share of peak" counts the operations of the direct sum, so an algorithm
@@ -34,7 +42,7 @@ What to compare with
     line goes to another core and back in 40 ns) and far (400 ns), and calls by several threads then take up to half
     as long again. No load shows it, so the time of this round trip is printed: compare runs where it is alike.
 
-Tables go to the terminal; CSV, JSON and plots to --output, by default benchmarks/results. "all" regenerates every
-figure that the README quotes of these; those of the demo come from `mcelbo demo` and `mcelbo study`. What to expect of
-many cores and of ARM is in OTHER_MACHINES.md.
+Tables go to the terminal; CSV, JSON and plots to --output, by default benchmarks/results, those of a GPU under names of
+their own. "all" regenerates every figure that the README quotes of these; those of the demo come from `mcelbo demo` and
+`mcelbo study`. What to expect of many cores and of ARM is in OTHER_MACHINES.md.
 """

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 import benchmarks
-from benchmarks import load, measure, peers, scaling
+from benchmarks import gpu, load, measure, peers, scaling
 from benchmarks.subjects import SUBJECTS, Task
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import CPU, WORKLOADS, Workload
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ALL = "all"
@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--workloads", type=names, help="comma-separated: " + ",".join(w.name for w in WORKLOADS))
     found.add_argument("--peers", type=names, help="comma-separated: " + ",".join(peers.NAMES))
+    found.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU that torch sees, else the CPU"
+    )
     found.add_argument("--rounds", type=int, help=f"quiet rounds to take ({usual.rounds}; scaling: {few.rounds})")
     found.add_argument("--seconds", type=float, help=f"length of a visit ({usual.seconds}; scaling: {few.seconds})")
     found.add_argument(
@@ -56,12 +59,21 @@ def chosen(wanted: Sequence[str], known: Sequence[str], option: str) -> tuple[st
     return tuple(wanted)
 
 
-def peers_for(name: str, arguments: argparse.Namespace, console: Console) -> tuple[str, ...]:
+def device_of(name: str, arguments: argparse.Namespace, console: Console) -> torch.device:
+    """Return the device that a subject is measured on."""
+    wanted = gpu.device_for(arguments.device)
+    if wanted.type == "cpu" or SUBJECTS[name].on_gpu:
+        return wanted
+    console.print(f"{name} is measured on the CPU")
+    return CPU
+
+
+def peers_for(name: str, arguments: argparse.Namespace, device: torch.device, console: Console) -> tuple[str, ...]:
     """Return the peers to run; one that is asked for by name must be able to."""
     wanted = chosen(arguments.peers or SUBJECTS[name].peers, peers.NAMES, "--peers")
     if SUBJECTS[name].fresh and "jax" in wanted:
         raise SystemExit(f"--peers: jax is not measured by {name}, whose processes import torch")
-    reasons = {peer: peers.unavailable(peer, arguments.jax_python) for peer in wanted}
+    reasons = {peer: peers.unavailable(peer, arguments.jax_python, device) for peer in wanted}
     for peer, reason in reasons.items():
         if reason is not None and arguments.peers:
             raise SystemExit(f"--peers: {reason}")
@@ -75,7 +87,9 @@ def task_of(name: str, arguments: argparse.Namespace, table: Sequence[Workload],
     subject, known = SUBJECTS[name], {workload.name: workload for workload in table}
     default = [name for name in known if subject.workloads is None or name in subject.workloads]
     wanted = chosen(arguments.workloads or default, list(known), "--workloads")
-    return Task(arguments, [known[name] for name in wanted], peers_for(name, arguments, console), console)
+    device = device_of(name, arguments, console)
+    able = peers_for(name, arguments, device, console)
+    return Task(arguments, [known[workload] for workload in wanted], able, console, device)
 
 
 def main(argv: Sequence[str], table: Sequence[Workload] = WORKLOADS) -> int:

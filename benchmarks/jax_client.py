@@ -71,6 +71,10 @@ class JaxRunner:
         """See `peers.Runner`."""
         return float(self.ask(do="time", mode=mode, seconds=seconds)["seconds"])
 
+    def unavailable(self, mode: str) -> str | None:
+        """See `peers.Runner`."""
+        return None
+
     def result(self) -> tuple[Tensor, ...]:
         """See `peers.Runner`."""
         names = ["value", "mu", "logvar"]

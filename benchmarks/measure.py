@@ -5,12 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
-from benchmarks import load, peers
-from benchmarks.workloads import Workload, build
+import torch
+
+from benchmarks import gpu, load, peers
+from benchmarks.workloads import CPU, Workload, build
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ QUICK = Settings(rounds=2, seconds=0.01, attempts=1)
 
 
 class Round(NamedTuple):
-    """Median seconds of a call by (mode, peer), and the share of the machine that others used meanwhile."""
+    """Median seconds of a call by (mode, peer), and the share of the machine's CPUs that others used meanwhile."""
 
     seconds: Mapping[tuple[str, str], float]
     load: float
@@ -35,13 +38,19 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What is known of a workload: the rounds kept, and how many were discarded."""
+    """What is known of a workload: the rounds kept, how many were discarded, and why times are missing."""
 
     workload: Workload
     names: tuple[str, ...]
     rounds: tuple[Round, ...]
     discarded: int
     noisy: bool
+    on_gpu: bool = False
+    missing: tuple[str, ...] = ()
+
+    def timed(self, mode: str, peer: str) -> bool:
+        """Tell whether a peer was timed in a mode."""
+        return (mode, peer) in self.rounds[0].seconds
 
     def seconds(self, mode: str, peer: str) -> list[float]:
         """Return a peer's time in every round kept."""
@@ -103,17 +112,27 @@ def measure(
     names: Sequence[str],
     settings: Settings,
     *,
+    device: torch.device = CPU,
     jax_python: str | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Measurement:
-    """Time the named peers on a workload."""
-    case = build(workload)
+    """Time the named peers on a workload; a GPU's times do not hang on what other processes do to the CPUs."""
+    on_gpu = device.type == "cuda"
+    case, modes = build(workload, device=device), gpu.MODES if on_gpu else peers.MODES
+    settings = replace(settings, quiet=inf) if on_gpu else settings
+
+    def start(name: str) -> peers.Runner:
+        return gpu.start(name, case) if on_gpu else peers.start(name, case, jax_python)
+
     with ExitStack() as stack:
-        runners = {name: stack.enter_context(closing(peers.start(name, case, jax_python))) for name in names}
+        runners = {name: stack.enter_context(closing(start(name))) for name in names}
         workers = [process for runner in runners.values() for process in runner.processes()]
-        visits = {(mode, name): partial(runner.time, mode) for mode in peers.MODES for name, runner in runners.items()}
+        asked = {(mode, name): runner for mode in modes for name, runner in runners.items()}
+        reasons = {key: runner.unavailable(key[0]) for key, runner in asked.items()}
+        visits = {key: partial(asked[key].time, key[0]) for key, reason in reasons.items() if reason is None}
         for visit in visits.values():
             visit(0.0)  # compiles
         rounds = interleave(visits, settings, lambda: load.read(workers), load.cores(), progress)
     kept, noisy = keep(rounds, settings)
-    return Measurement(workload, tuple(names), kept, len(rounds) - len(kept), noisy)
+    missing = tuple(reason for reason in reasons.values() if reason is not None)
+    return Measurement(workload, tuple(names), kept, len(rounds) - len(kept), noisy, on_gpu, missing)

@@ -19,7 +19,7 @@ from torch.nn.functional import linear, mse_loss
 
 from benchmarks.jax_client import JaxRunner
 from benchmarks.timing import visit
-from benchmarks.workloads import Case
+from benchmarks.workloads import CPU, Case
 
 OWN = "mcelbo"
 NAMES = ("eager", "compile", "jax", OWN)
@@ -31,6 +31,9 @@ class Runner(Protocol):
 
     def time(self, mode: str, seconds: float) -> float:
         """Return the median seconds of a call; `mode` is "gradients" (and the value) or "value" alone."""
+
+    def unavailable(self, mode: str) -> str | None:
+        """Return why a mode cannot be timed, None where it can."""
 
     def result(self) -> tuple[Tensor, ...]:
         """Return the value and the gradients in the order of `Case.inputs`."""
@@ -64,6 +67,10 @@ class TorchRunner:
         """See `Runner`."""
         return visit(self.value if mode == "value" else self.gradients, seconds)
 
+    def unavailable(self, mode: str) -> str | None:
+        """See `Runner`."""
+        return None
+
     def result(self) -> tuple[Tensor, ...]:
         """See `Runner`."""
         value, *gradients = self.gradients()
@@ -81,7 +88,7 @@ def decode(case: Case, parameters: list[Tensor], *, inplace: bool) -> Tensor:
     """Return y (B, n, m), the reconstructions of all samples."""
     mu, logvar, *layers = parameters
     shape = (mu.shape[0], case.workload.samples, mu.shape[1])
-    eps = torch.randn(shape, dtype=mu.dtype) if case.eps is None else case.eps
+    eps = torch.randn(shape, dtype=mu.dtype, device=mu.device) if case.eps is None else case.eps
     h = torch.addcmul(mu[:, None], torch.exp(logvar / 2)[:, None], eps).view(-1, shape[2])  # (B n, d)
     for index in range(0, len(layers), 2):
         h = linear(h, layers[index], layers[index + 1])
@@ -136,8 +143,12 @@ def mcelbo(case: Case) -> Runner:
     return TorchRunner(case, loss, loss)
 
 
-def unavailable(name: str, jax_python: str | None) -> str | None:
-    """Return why a peer cannot run here, None where it can."""
+def unavailable(name: str, jax_python: str | None, device: torch.device = CPU) -> str | None:
+    """Return why a peer cannot run here on a device, None where it can."""
+    if name == "jax" and device.type != "cpu":
+        return "jax is measured on the CPU alone"
+    if name == "compile" and device.type != "cpu" and importlib.util.find_spec("triton") is None:
+        return "torch.compile needs triton on a GPU"
     if name == "jax" and jax_python is None and importlib.util.find_spec("jax") is None:
         return "jax is not installed here; --jax-python names an environment that has it"
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")

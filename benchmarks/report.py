@@ -13,14 +13,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import peers
+from benchmarks import gpu, peers
+from benchmarks.gpu import Gpu
 from benchmarks.machine import Machine
 from benchmarks.measure import Measurement
 
 Row = dict[str, Any]
 
 
-def rows(measurement: Measurement, machine: Machine) -> list[Row]:
+def rows(measurement: Measurement, machine: Machine | Gpu) -> list[Row]:
     """Return one row per peer; times in seconds, `ratio` how many times mcelbo's time."""
     workload = measurement.workload
     found = []
@@ -32,6 +33,8 @@ def rows(measurement: Measurement, machine: Machine) -> list[Row]:
         row["value_spread"] = measurement.spread("value", peer)
         if peers.OWN in measurement.names:
             row |= {f"{mode}_ratio": measurement.ratio(mode, peer) for mode in peers.MODES}
+        for mode in gpu.MORE if measurement.on_gpu else ():
+            row[mode] = measurement.median(mode, peer) if measurement.timed(mode, peer) else "-"
         row["cells_per_second"] = workload.cells / seconds
         row["share_of_peak"] = workload.operations / seconds / machine.peak
         row |= {"rounds": len(measurement.rounds), "discarded": measurement.discarded, "noisy": measurement.noisy}
@@ -58,7 +61,12 @@ def show(title: str, table_rows: Sequence[Row], console: Console | None = None) 
     (console or Console()).print(table)
 
 
-def times_table(measurements: Sequence[Measurement], machine: Machine) -> list[Row]:
+def milliseconds(seconds: object) -> object:
+    """Return a time in milliseconds, or what stands for one that is missing."""
+    return 1e3 * seconds if isinstance(seconds, float) else seconds
+
+
+def times_table(measurements: Sequence[Measurement], machine: Machine | Gpu) -> list[Row]:
     """Return every peer's times in readable units."""
     return [
         {
@@ -69,6 +77,7 @@ def times_table(measurements: Sequence[Measurement], machine: Machine) -> list[R
             "x": row.get("gradients_ratio", ""),
             "value ms": 1e3 * row["value"],
             "x ": row.get("value_ratio", ""),
+            **{f"{mode} ms": milliseconds(row[mode]) for mode in gpu.MORE if mode in row},
             "Gcell/s": row["cells_per_second"] / 1e9,
             "%peak": 100 * row["share_of_peak"],
         }
@@ -78,24 +87,18 @@ def times_table(measurements: Sequence[Measurement], machine: Machine) -> list[R
 
 
 def targets_table(measurements: Sequence[Measurement]) -> list[Row]:
-    """Return mcelbo against the fastest peer, and against what it is meant to reach."""
+    """Return mcelbo against the fastest peer, and on the CPU against what it is meant to reach there."""
     found = []
     for measurement in measurements:
         workload, rival = measurement.workload, measurement.fastest("gradients")
         if rival is None or peers.OWN not in measurement.names:
             continue
         ratio = measurement.ratio("gradients", rival)
-        found.append(
-            {
-                "workload": workload.name,
-                "fastest peer": rival,
-                "speed-up": ratio,
-                "target": workload.target,
-                "reached": "yes" if ratio >= workload.target else "no",
-                "discarded": measurement.discarded,
-                "load": "NOISY" if measurement.noisy else "quiet",
-            }
-        )
+        row: Row = {"workload": workload.name, "fastest peer": rival, "speed-up": ratio}
+        if not measurement.on_gpu:
+            row |= {"target": workload.target, "reached": "yes" if ratio >= workload.target else "no"}
+            row |= {"discarded": measurement.discarded, "load": "NOISY" if measurement.noisy else "quiet"}
+        found.append(row)
     return found
 
 
@@ -104,12 +107,23 @@ def trips(seconds: Sequence[float]) -> str:
     return f"a cache line to another core and back {1e9 * min(seconds):.0f} to {1e9 * max(seconds):.0f} ns"
 
 
-def describe(machine: Machine) -> str:
+def caption(measurements: Sequence[Measurement]) -> str:
+    """Return what a table of times shows, how they were taken, and why some are missing."""
+    taken = f"; {gpu.CAPTION}" if any(measurement.on_gpu for measurement in measurements) else ""
+    shown = f"Milliseconds a call: with gradients, and the value alone; x: times mcelbo's{taken}"
+    missing = dict.fromkeys(f"-: {reason}" for measurement in measurements for reason in measurement.missing)
+    return "\n".join([shown, *missing])
+
+
+def describe(machine: Machine | Gpu) -> str:
     """Return the machine in two lines."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    if isinstance(machine, Gpu):
+        return f"{machine}\n{versions}"
     return (
         f"{machine.processor}, {machine.threads} threads: FMA peak {machine.core_peak / 1e9:.0f} GFLOP/s one core, "
         f"{machine.peak / 1e9:.0f} together; copies {machine.bandwidth / 1e9:.1f} GB/s (read + written); "
-        f"{trips(machine.round_trips)}\n" + ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+        f"{trips(machine.round_trips)}\n{versions}"
     )
 
 
@@ -139,7 +153,7 @@ def plot(path: Path, measurements: Sequence[Measurement]) -> None:
         axes.bar_label(bars, fmt="{:.3g}", padding=2, fontsize="small")
     for i, measurement in enumerate(measurements):
         rival = measurement.fastest("gradients")
-        if rival is not None:
+        if rival is not None and not measurement.on_gpu:
             goal = 1e3 * measurement.median("gradients", rival) / measurement.workload.target
             axes.plot([goal] * 2, [i - height / 2, i + 0.8 - height / 2], "k:", label=None if i else "target")
     axes.set_xscale("log")
@@ -153,8 +167,9 @@ def plot(path: Path, measurements: Sequence[Measurement]) -> None:
     figure.savefig(path, dpi=150)
 
 
-def save_run(folder: Path, measurements: Sequence[Measurement], machine: Machine) -> None:
-    """Write everything that a run measured, each round included."""
+def save_run(folder: Path, measurements: Sequence[Measurement], machine: Machine | Gpu) -> None:
+    """Write everything that a run measured, each round included; what a GPU did goes beside what the CPU did."""
+    name = "speed-cuda" if isinstance(machine, Gpu) else "speed"
     rounds = {
         measurement.workload.name: [
             {"load": round.load, "seconds": {" ".join(key): seconds for key, seconds in round.seconds.items()}}
@@ -163,5 +178,5 @@ def save_run(folder: Path, measurements: Sequence[Measurement], machine: Machine
         for measurement in measurements
     }
     flat = [row for measurement in measurements for row in rows(measurement, machine)]
-    save(folder, "speed", flat, machine=asdict(machine), rounds=rounds)
-    plot(folder / "speed.png", measurements)
+    save(folder, name, flat, machine=asdict(machine), rounds=rounds)
+    plot(folder / f"{name}.png", measurements)

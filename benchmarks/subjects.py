@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks import error, machine, measure, memory, peers, report, scaling, sobol
+from benchmarks import error, gpu, machine, measure, memory, peers, report, scaling, sobol
 from benchmarks.measure import Settings
 from benchmarks.report import Row
-from benchmarks.workloads import Workload
+from benchmarks.workloads import CPU, Workload
 
 
 class Task(NamedTuple):
@@ -26,6 +27,7 @@ class Task(NamedTuple):
     workloads: Sequence[Workload]
     peers: Sequence[str]
     console: Console
+    device: torch.device = CPU
 
     @property
     def output(self) -> Path:
@@ -52,25 +54,28 @@ class Task(NamedTuple):
 
 def speed(task: Task) -> None:
     """Measure and report times, ratios, and shares of what the machine can do."""
-    settings, threads = task.settings(Settings()), task.arguments.threads
-    repeats = 2 if task.arguments.quick else 7
-    host = machine.describe(threads, repeats)
-    measurements = []
-    with tqdm(total=len(task.workloads) * settings.rounds, unit="round", disable=None) as bar:
+    settings, repeats, on_gpu = task.settings(Settings()), 2 if task.arguments.quick else 7, task.device.type == "cuda"
+
+    def look() -> Any:
+        return gpu.describe(task.device, repeats) if on_gpu else machine.describe(task.arguments.threads, repeats)
+
+    host, measurements = look(), []
+    with gpu.exact_products(), tqdm(total=len(task.workloads) * settings.rounds, unit="round", disable=None) as bar:
         for workload in task.workloads:
             bar.set_description(workload.name)
             measurements.append(
                 measure.measure(
-                    workload, task.peers, settings, jax_python=task.arguments.jax_python, progress=bar.update
+                    workload,
+                    task.peers,
+                    settings,
+                    device=task.device,
+                    jax_python=task.arguments.jax_python,
+                    progress=bar.update,
                 )
             )
-    host = host.best(machine.describe(threads, repeats))
+    host = host.best(look())
     task.console.print(report.describe(host))
-    report.show(
-        "Milliseconds a call: with gradients, and the value alone; x: times mcelbo's",
-        report.times_table(measurements, host),
-        task.console,
-    )
+    report.show(report.caption(measurements), report.times_table(measurements, host), task.console)
     targets = report.targets_table(measurements)
     if targets:
         report.show("mcelbo against the fastest peer, value and gradients", targets, task.console)
@@ -141,10 +146,11 @@ class Subject:
     workloads: tuple[str, ...] | None = ()  # None: all
     peers: tuple[str, ...] = (peers.OWN,)
     fresh: bool = False  # whether it measures processes that import torch
+    on_gpu: bool = False  # whether it measures a GPU where there is one
 
 
 SUBJECTS = {
-    "speed": Subject(speed, None, peers.NAMES),
+    "speed": Subject(speed, None, peers.NAMES, on_gpu=True),
     "memory": Subject(call_memory, ("seed", "seed-linear", "affine", "mlp"), ("eager", peers.OWN), fresh=True),
     "first-call": Subject(first_calls, ("seed", "mlp"), ("eager", "compile", peers.OWN), fresh=True),
     "error": Subject(time_to_error, ("seed",), ("eager", peers.OWN)),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -97,7 +99,14 @@ def decoder(workload: Workload, dtype: torch.dtype = torch.float32, seed: int = 
     return nn.Sequential(*modules)
 
 
-def build(workload: Workload, dtype: torch.dtype = torch.float32, seed: int = 0, *, inject_noise: bool = False) -> Case:
+def build(
+    workload: Workload,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    inject_noise: bool = False,
+    device: torch.device = CPU,
+) -> Case:
     """Return the workload's tensors, the same for the same seed: pixels in (0, 1), a posterior of unit scale."""
     generator = torch.Generator().manual_seed(seed)
     batch, latent = workload.batch, workload.latent
@@ -106,5 +115,7 @@ def build(workload: Workload, dtype: torch.dtype = torch.float32, seed: int = 0,
     logvar = torch.randn(batch, latent, generator=generator, dtype=dtype) / 2 - 1
     eps = None
     if inject_noise:
-        eps = torch.randn(batch, workload.samples, latent, generator=generator, dtype=dtype)
-    return Case(workload, x, mu.requires_grad_(), logvar.requires_grad_(), decoder(workload, dtype, seed), eps)
+        eps = torch.randn(batch, workload.samples, latent, generator=generator, dtype=dtype).to(device)
+    x, mu, logvar = (tensor.to(device) for tensor in (x, mu, logvar))
+    layers = decoder(workload, dtype, seed).to(device)
+    return Case(workload, x, mu.requires_grad_(), logvar.requires_grad_(), layers, eps)
