@@ -13,7 +13,7 @@ from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda import layers, quadratic, samples, sums, thin
+from mcelbo_kernels.cuda import backward, layers, quadratic, samples, sums, thin
 from mcelbo_kernels.cuda.noise import INJECTED
 from mcelbo_kernels.cuda.seam import Kernel, float32, float64
 from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_DOUBLE, Tile
@@ -84,8 +84,8 @@ def _last() -> Iterator[Case]:
 
 def _gradients() -> Iterator[Case]:
     for tiled, flag in product(TILED, (False, True)):
-        yield _layer(layers.backward, layers.Backward(*tiled, flag))
-        yield _layer(layers.weight_gradient, layers.WeightGradient(*tiled, flag))
+        yield _layer(backward.backward, backward.Backward(*tiled, flag))
+        yield _layer(backward.weight_gradient, backward.WeightGradient(*tiled, flag))
 
 
 def _thin() -> Iterator[Case]:
@@ -104,10 +104,10 @@ def _quadratic() -> Iterator[Case]:
         yield _layer(quadratic.form, quadratic.Form(*tiled, *flags))
     for tile, real in TILED:
         yield _layer(layers.hidden, layers.Hidden(tile, real, "relu", True, True))
-        yield _layer(layers.backward, layers.Backward(tile, real, False, True))
-        yield _layer(layers.weight_gradient, layers.WeightGradient(tile, real, False, True))
+        yield _layer(backward.backward, backward.Backward(tile, real, False, True))
+        yield _layer(backward.weight_gradient, backward.WeightGradient(tile, real, False, True))
         if real == float64:
-            yield _layer(layers.backward, layers.Backward(tile, real, False, True, float32))
+            yield _layer(backward.backward, backward.Backward(tile, real, False, True, float32))
 
 
 def _samples() -> Iterator[Case]:
