@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from mcelbo_kernels import reference
-from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Moments, Need, Problem
+from mcelbo_kernels.problem import Activation, Draw, Layer, Moments, Need, Problem
 from tests.bounds import magnitudes
 from tests.strategies import problems
 from tests.test_gram import well_fitted
@@ -23,7 +23,7 @@ pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles the CUDA ke
 from mcelbo_kernels.cuda import algorithms, choice, gram, layers, layout, plan, quadratic, schedule
 from mcelbo_kernels.cuda.seam import Kernel, float32, ptx_of
 from mcelbo_kernels.cuda.tile import NARROW
-from tests.cuda_targets import DeviceMemory, Interpreter
+from tests.cuda_targets import Interpreter, on_device, on_host, seed_of
 
 Array = Any
 # Few kernels to compile, each of which takes a second.
@@ -54,25 +54,10 @@ class Noting(Interpreter):
         return [kernel.name.split()[0] for kernel in self.kernels]
 
 
-def on_device(problem: Problem) -> Problem:
-    """Return the problem with its arrays in the device's memory."""
-
-    def moved(array: Array) -> Any:
-        return None if array is None else DeviceMemory(array)
-
-    of_layers = tuple(Layer(moved(layer.weight), moved(layer.bias), layer.activation) for layer in problem.layers)
-    draw, weight = replace(problem.draw, eps=moved(problem.draw.eps)), moved(problem.weight)
-    return Problem(moved(problem.x), moved(problem.mu), moved(problem.logvar), of_layers, draw, weight, problem.cell)
-
-
-def run(module: Any, problem: Problem, need: Need, target: Any = None, **rest: Any) -> tuple[Moments, dict[str, Array]]:
+def run(module: Any, problem: Problem, need: Need, target: Any = None) -> tuple[Moments, dict[str, Array]]:
     """Return a module's moments and gradients by name, in the shapes of their inputs."""
-    seed = DeviceMemory(np.array([problem.draw.seed]))
-    moments, gradients = module.value_and_gradients(on_device(problem), need, seed, target or Interpreter(), **rest)
-    of_layers = tuple((layer.weight, layer.bias) for layer in problem.layers)
-    shapes = named(Gradients(problem.x, problem.weight, problem.mu, problem.logvar, of_layers))
-    found = {name: memory.array.reshape(shapes[name].shape) for name, memory in named(gradients).items()}
-    return Moments(moments.mean.array, moments.squares.array), found
+    moments, found = module.value_and_gradients(on_device(problem), need, seed_of(problem), target or Interpreter())
+    return Moments(*(memory.array for memory in moments)), named(on_host(found, problem))
 
 
 def assert_right(problem: Problem, target: Any = None) -> None:
@@ -237,6 +222,12 @@ def test_the_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     for problem, algorithm in ((few, "auto"), (many, "auto"), (each, "auto"), (few, "gram"), (many, "grid")):
         algorithms.value_and_gradients(problem, Need.everything(problem), None, Interpreter(), algorithm)
     assert taken == ["grid", "gram", "grid", "gram", "grid"]
+    no_data = replace(few, x=few.x[:0], mu=few.mu[:0], logvar=few.logvar[:0])
+    of_nothing = Layer(np.zeros((70, 0), np.float32), np.zeros(70, np.float32))
+    no_latents = replace(few, mu=few.mu[:, :0], logvar=few.logvar[:, :0], layers=(of_nothing,))
+    for problem in (no_data, no_latents):
+        algorithms.value_and_gradients(problem, Need.everything(problem), None, Interpreter(), "gram")
+    assert taken[5:] == ["grid", "grid"]
     with pytest.raises(ValueError, match="algorithm is 'gram': expected the squared error"):
         algorithms.value_and_gradients(each, Need.everything(each), None, Interpreter(), "gram")
 

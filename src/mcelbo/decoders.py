@@ -159,17 +159,22 @@ def explain(decoder: Decoder, x: Tensor | None = None, num_samples: int | None =
     path = choose(decoder, device)
     if x is not None and path.description is not None:
         _check_output(path.description, x.shape[1:], x.shape)
-        if num_samples is not None and path.fused and _takes_gram(path.description, len(x), num_samples):
+        if num_samples is not None and path.fused and _takes_gram(path.description, x, num_samples):
             reason = f"{path.explanation.reason}, and sums of its squared errors are a quadratic form of its last input"
             return path.explanation._replace(path="gram", reason=reason)
     return path.explanation
 
 
-def _takes_gram(description: Description, batch: int, num_samples: int) -> bool:
+def _takes_gram(description: Description, x: Tensor, num_samples: int) -> bool:
     """Tell whether sums of squared errors go by the quadratic form of the last layer's input."""
     last = description.layers[-1]
     pixels, hidden = last.weight.shape
-    return last.activation.name == "identity" and gram.pays(batch, num_samples, hidden, pixels)
+    pays = gram.pays
+    if x.device.type == "cuda":
+        from mcelbo_kernels.cuda import choice
+
+        pays = choice.pays
+    return last.activation.name == "identity" and pays(len(x), num_samples, hidden, pixels)
 
 
 def parameters(description: Description, arguments: Arguments) -> list[Tensor]:

@@ -115,9 +115,9 @@ class TorchTarget:
         """Return a tensor as the kernels take it, contiguous."""
         return held(tensor)
 
-    def empty(self, count: int, dtype: np.dtype[Any]) -> DeviceArray:
+    def empty(self, count: int, dtype: Any) -> DeviceArray:
         """Return memory for so many numbers."""
-        return held(torch.empty(count, dtype=DTYPES[dtype], device=self.device))
+        return held(torch.empty(count, dtype=DTYPES[np.dtype(dtype)], device=self.device))
 
     def upload(self, array: Any) -> DeviceArray:
         """Return a copy in the GPU's memory, made once for the same numbers."""

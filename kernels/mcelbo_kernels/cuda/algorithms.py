@@ -35,6 +35,8 @@ def value_and_gradients(
     check_algorithm(algorithm, problem)
     pixels, hidden = problem.layers[-1].weight.shape
     pays = choice.pays(len(problem.x), problem.draw.num_samples, hidden, pixels, need.gradient)
-    if algorithm == "gram" or (algorithm == "auto" and applies(problem) and pays):
+    # without data, latents or pixels the form's kernels would be launched for no block
+    some = min(len(problem.x), hidden, pixels) > 0
+    if some and (algorithm == "gram" or (algorithm == "auto" and applies(problem) and pays)):
         return gram.value_and_gradients(problem, need, seed, target)
     return schedule.value_and_gradients(problem, need, seed, target)

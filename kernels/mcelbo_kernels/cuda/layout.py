@@ -12,7 +12,7 @@ import numpy as np
 from mcelbo_kernels.cuda.noise import INJECTED
 from mcelbo_kernels.cuda.seam import float32, float64
 from mcelbo_kernels.cuda.thin import MOST_LATENTS, ROWS_OF_A_BLOCK
-from mcelbo_kernels.cuda.tile import LARGE, NARROW, SLICE, SMALL, Tile
+from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SLICE, SMALL, SMALL_DOUBLE, Tile
 from mcelbo_kernels.problem import Activation, Need, Problem
 
 # In place of a cell: the last layer is a quadratic form G of the one before it, see `quadratic`.
@@ -108,10 +108,11 @@ def tiles(tile: Tile, rows: int, columns: int) -> int:
 
 def tile_for(rows: int, columns: int, real: Any, parts: int = 1) -> Tile:
     """Return the largest tile of which there are enough for all multiprocessors, or a narrow one for few columns."""
+    if real != float32:
+        return NARROW_DOUBLE if columns <= NARROW_DOUBLE.width else SMALL_DOUBLE
     if columns <= NARROW.width:
         return NARROW
-    large = real == float32 and tiles(LARGE, rows, columns) * parts >= ENOUGH_BLOCKS
-    return LARGE if large else SMALL
+    return LARGE if tiles(LARGE, rows, columns) * parts >= ENOUGH_BLOCKS else SMALL
 
 
 def rows_of_a_chunk(kind: Kind) -> int:

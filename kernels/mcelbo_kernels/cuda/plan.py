@@ -6,7 +6,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda import layers, quadratic, samples, sums
+from mcelbo_kernels.cuda import backward, layers, quadratic, samples, sums
 from mcelbo_kernels.cuda.layout import (
     Kind,
     cut_product,
@@ -162,7 +162,7 @@ def backward_product(kind: Kind, index: int, rows: int) -> Product:
     inputs, outputs = kind.widths[index], kind.widths[index + 1]
     if index:
         tile = tile_for(rows, inputs, kind.real)
-        return Product(layers.backward(layers.Backward(tile, kind.real, True)), tile, inputs, 1, outputs)
+        return Product(backward.backward(backward.Backward(tile, kind.real, True)), tile, inputs, 1, outputs)
     return cut_in_parts(rows, inputs, outputs, kind.real)
 
 
@@ -171,12 +171,12 @@ def cut_in_parts(
 ) -> Product:
     """Return the product of matrices (rows, terms) and (terms, columns), or its transpose, whose sum may be cut."""
     tile, parts, piece = cut_product(rows, columns, terms, real)
-    spec = layers.Backward(tile, real, False, transposed, stored)
-    return Product(layers.backward(spec), tile, columns, parts, piece)
+    spec = backward.Backward(tile, real, False, transposed, stored)
+    return Product(backward.backward(spec), tile, columns, parts, piece)
 
 
 def weight_product(inputs: int, outputs: int, rows: int, real: Any, upstream: bool, symmetric: bool = False) -> Product:
     """Return the product of a layer's weight gradient."""
     tile, parts, piece = cut_weight_gradient(rows, inputs, outputs, real, symmetric)
-    spec = layers.WeightGradient(tile, real, upstream, symmetric)
-    return Product(layers.weight_gradient(spec), tile, inputs, parts, piece)
+    spec = backward.WeightGradient(tile, real, upstream, symmetric)
+    return Product(backward.weight_gradient(spec), tile, inputs, parts, piece)

@@ -18,7 +18,7 @@ from mcelbo_kernels.cuda.operands import along_sum
 from mcelbo_kernels.cuda.product import product, shared_sizes
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, float64, int32, int64, pointer
 from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, MASK, THREADS, halving
-from mcelbo_kernels.cuda.tile import Tile, places, written_out
+from mcelbo_kernels.cuda.tile import Tile, over_tile
 
 
 class Form(NamedTuple):
@@ -53,27 +53,23 @@ def form(spec: Form) -> Kernel:
         product(tile, real, *(along_sum(length, threads, real) for length in (height, width))),
         position(tile),
     )
-    top, beside, row_of, column_of = places(tile)
     add_rows = row_sums(tile, real)
 
     @device
-    def add_row(i, state):
-        acc, totals, datum, first, valid, column, wide, size, delta, a, result = state
-        r = top() + row_of(i)
-        totals[i] = zero
-        if r < valid:
-            b = int64(datum[r])
-            for j in range(columns):
-                c = beside() + column_of(j)
-                if c < wide:
-                    at = (first + r) * size + column + c
-                    coupling = a[b * size + column + c]
-                    half = acc[i, j] - coupling
-                    totals[i] += delta[at] * (half - coupling)
-                    if gradient:
-                        result[at] = (half + half) * result[at] if slope else half + half
+    def datum_of(r, state):
+        return int64(state[2][r])
 
-    add_all_rows = written_out(rows, add_row)
+    @device
+    def add(i, j, r, c, b, state):
+        acc, totals, _datum, first, column, size, delta, a, result = state
+        at = (first + r) * size + column + c
+        coupling = a[b * size + column + c]
+        half = acc[i, j] - coupling
+        totals[i] += delta[at] * (half - coupling)
+        if gradient:
+            result[at] = (half + half) * result[at] if slope else half + half
+
+    add_all = over_tile(tile, datum_of, add)
 
     def kernel(delta, g, a, sums, result, n, begin, count, size, _outputs):
         lefts = cuda.shared.array(size_l, real, ALIGNED)
@@ -84,11 +80,12 @@ def form(spec: Form) -> Kernel:
         for r in range(cuda.threadIdx.x, valid, threads):
             datum[r] = int32((begin + first + r) // n)
         for i in range(rows):
+            totals[i] = zero
             for j in range(columns):
                 acc[i, j] = zero
         stride = int64(size)
         multiply(acc, lefts, rights, (delta, first, valid, stride), (g, column, wide, stride), 0, size)
-        add_all_rows((acc, totals, datum, first, valid, column, wide, size, delta, a, result))
+        add_all(valid, wide, (acc, totals, datum, first, column, size, delta, a, result))
         add_rows(lefts, totals, sums, column // width * count + first, valid)
 
     signature = (*[numbers] * 5, int64, int64, int64, int32, int32)

@@ -1,0 +1,76 @@
+"""All launches of a call, from the plan that the schedule executes: prediction, unmeasured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+from mcelbo_kernels.cuda.layout import Kind
+from mcelbo_kernels.cuda.memory import chunk_memory
+from mcelbo_kernels.cuda.model.counts import REGISTERS_TAKEN
+from mcelbo_kernels.cuda.model.gpu import Launch
+from mcelbo_kernels.cuda.model.passes import backward, draw, hidden, last, thin, weights
+from mcelbo_kernels.cuda.model.span import Span
+from mcelbo_kernels.cuda.model.sums import errors, latents, parameters, pixels
+from mcelbo_kernels.cuda.plan import plan_of
+
+
+class Bytes:
+    """A device that counts the bytes it is asked for."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def empty(self, count: int, dtype: Any) -> None:
+        """Count an array."""
+        self.total += count * dtype.itemsize
+
+
+def launches(kind: Kind, registers: Mapping[str, int] = REGISTERS_TAKEN) -> list[Launch]:
+    """Return all launches of a kind of call in their order: prediction, unmeasured.
+
+    Parameters
+    ----------
+    kind : Kind
+        Its samples begin at a multiple of four.
+    registers : mapping from kernels' first names to int
+        Registers of a thread where they are known; others take what the launch bounds leave.
+    """
+    plan, memory = plan_of(kind), Bytes()
+    target: Any = memory
+    chunk_memory(plan, target)
+    spans = (
+        Span(plan, begin, min(plan.length, kind.rows - begin), memory.total, registers)
+        for begin in range(0, kind.rows, plan.length)
+    )
+    return [launch for span in spans for launch in chunk_launches(span) if launch.total]
+
+
+def chunk_launches(span: Span) -> Iterator[Launch]:
+    """Yield the launches of a chunk."""
+    plan, need, sides = span.plan, span.kind.need, list(pairwise(span.kind.widths))
+    if plan.thin is None:
+        yield draw(span)
+        yield from (hidden(span, index) for index in range(len(sides) - 1))
+        yield last(span)
+    else:
+        yield thin(span, plan.thin)
+    if span.kind.keep or not span.kind.upstream:
+        yield errors(span)
+    if not need.gradient:
+        return
+    for index in reversed(range(len(sides))):
+        product = plan.backward[index]
+        if product is not None:
+            yield backward(span, product, index)
+    if plan.parts_of_dz and span.kind.lowest < 0:
+        yield latents(span)
+    of_weight = span.kind.rows if span.kind.weights == 1 else span.kind.samples
+    yield from (pixels(span, n) for n, needed in ((span.kind.samples, need.x), (of_weight, need.weight)) if needed)
+    for index, needed in enumerate(need.layers):
+        if any(needed):
+            product = plan.weights[index]
+            if product is not None:
+                yield weights(span, product, index)
+            yield parameters(span, index)

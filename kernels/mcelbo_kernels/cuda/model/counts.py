@@ -1,0 +1,79 @@
+"""How many instructions the CUDA kernels take beside their multiply-adds: the numbers of the model in `launches`.
+
+They were counted in the machine code that ptxas makes for compute capability 9.0 from float32 kernels: those of a loop
+on the way that blocks within the matrix take, and for a cell what the kernel with it has more than without. A branch
+that few threads take does not count. None of it was measured on a device; the tests compare with what an interpreter of
+PTX executes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mcelbo_kernels.cuda.tile import LARGE, NARROW, SMALL
+
+# Registers that ptxas takes where the launch bounds leave more: the most of a name's kernels.
+REGISTERS_TAKEN = {
+    "draw": 36,
+    "thin": 64,
+    "moments": 53,
+    "finish_errors": 28,
+    "latent_gradient": 68,
+    "pixel_gradient": 32,
+    "parameter_gradient": 26,
+}
+
+
+class Count(NamedTuple):
+    """Instructions, as in `Launch`."""
+
+    floats: float = 0
+    others: float = 0
+    special: float = 0
+    wide: float = 0
+
+    def times(self, number: float) -> Count:
+        """Return so many times as many."""
+        return Count(*(number * each for each in self))
+
+    def plus(self, *more: Count) -> Count:
+        """Return the sum."""
+        return Count(*map(sum, zip(self, *more, strict=True)))
+
+
+# For a thread and slice, fetched, put down and loaded again; for a thread before and after, and more in the last layer.
+OF_A_SLICE = {LARGE: Count(0, 95), SMALL: Count(0, 120), NARROW: Count(0, 94)}
+OF_A_TILE, OF_A_LAST_TILE = Count(0, 300), Count(16, 200, 2)
+# For a number of a product that is only stored, or multiplied by a slope first; for a number of da in a bias's sum.
+OF_A_NUMBER, OF_A_SLOPE, OF_A_BIAS = Count(0, 9), Count(1, 9), Count(1)
+# The squared error of a cell and what is kept of it, without and with its derivative; a pixel weight more.
+OF_A_CELL = {False: Count(2, 7), True: Count(3, 9)}
+OF_A_WEIGHT = Count(2, 6)
+# In a layer before the last.
+OF_A_HIDDEN_CELL = {False: Count(0, 7), True: Count(0, 9)}
+# More than for "identity", without and with the derivative; in the last layer such a cell has a branch of its own.
+IDENTITY, RELU, SIGMOID = (Count(), Count()), (Count(0, 1), Count(0, 1)), (Count(10, 7, 1), Count(13, 7, 1))
+OF_A_BRANCH = Count(0, 5)
+# The thin pass: a cell, a thread's sample with its share of the sums over threads, a latent of a sample, a thread.
+OF_A_THIN_CELL = {False: Count(3, 1), True: Count(6, 3)}
+OF_A_THIN_SAMPLE, OF_A_THIN_LATENT, OF_A_THIN_THREAD = Count(0, 50), Count(54, 220, 6), Count(0, 240)
+# Four rows of a latent by "iid" that share a Philox block, or of the caller's noise; one row drawn again.
+OF_FOUR_DRAWS = {False: Count(152, 400, 16), True: Count(8, 200, 4)}
+OF_A_REDRAW = {False: Count(34, 180, 3, 2), True: Count(0, 60, 1, 2)}
+# Sums in float64: a part of a row, a row, a thread with its share of its block's sum, and one that finds its datum.
+OF_A_PART, OF_A_ROW = Count(0, 19, 1, 1), Count(0, 70, 1, 3)
+OF_A_SUM, OF_A_DATUM = Count(0, 80, 0, 8), Count(0, 180, 4, 12)
+
+
+def of_activation(name: str, gradient: bool) -> Count:
+    """Return the instructions of an activation; those that were not counted are taken for a sigmoid."""
+    return {"identity": IDENTITY, "relu": RELU, "leaky_relu": RELU}.get(name, SIGMOID)[gradient]
+
+
+def of_cell(cell: str, activation: str, gradient: bool, weighted: bool) -> Count:
+    """Return the instructions of a pixel's cell behind the last activation.
+
+    The Bernoulli cell, which was not counted, is taken for two sigmoids.
+    """
+    likelihood = SIGMOID[gradient].times(2 * (cell != "squared_error"))
+    return of_activation(activation, gradient).plus(likelihood, OF_A_WEIGHT.times(weighted))

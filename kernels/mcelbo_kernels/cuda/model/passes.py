@@ -1,0 +1,192 @@
+"""The launches up to the errors of tiles, and those of the products back: prediction, unmeasured."""
+
+from __future__ import annotations
+
+import math
+
+from mcelbo_kernels.cuda.layout import up
+from mcelbo_kernels.cuda.model import counts
+from mcelbo_kernels.cuda.model.counts import Count
+from mcelbo_kernels.cuda.model.gpu import Launch
+from mcelbo_kernels.cuda.model.span import Span
+from mcelbo_kernels.cuda.noise import INJECTED, ROWS_OF_A_THREAD
+from mcelbo_kernels.cuda.plan import Product, ThinPass
+from mcelbo_kernels.cuda.product import shared_sizes
+from mcelbo_kernels.cuda.sums import THREADS
+from mcelbo_kernels.cuda.thin import GROUPS, ROWS_OF_A_BLOCK, Thin, shape_for
+from mcelbo_kernels.cuda.tile import SLICE
+
+INDEPENDENT = 4  # neighbouring multiply-adds of a tile, and cells of a thread
+NOTHING = Count()
+
+
+def draw(span: Span) -> Launch:
+    """Return the launch that draws z."""
+    kind, injected = span.kind, span.kind.sampler == INJECTED
+    numbers = span.rows * kind.widths[0]
+    threads = up(span.rows, ROWS_OF_A_THREAD) * kind.widths[0]
+    given = 2 * span.data(kind.samples) * kind.widths[0] + injected * numbers
+    return span.launch(
+        span.plan.draw,
+        (up(threads, THREADS), 1),
+        counts.OF_FOUR_DRAWS[injected].times(threads),
+        read=given,
+        written=numbers,
+        given=given,
+        kept=numbers,
+        rounds=2,
+    )
+
+
+def product(
+    span: Span,
+    item: Product,
+    blocks: tuple[int, int],
+    rows: int,
+    terms: int,
+    cell: Count,
+    *,
+    beside: int,
+    shared: int = 0,
+    more: Count = NOTHING,
+    **bytes_: int,
+) -> Launch:
+    """Return the launch of a product with so many rows, and so many terms in the sums of all parts.
+
+    `cell` are the instructions of a number of the result, `more` further ones in all; `beside` are numbers that are
+    read beside the operands, `shared` bytes beside their buffers.
+    """
+    tile, columns, slices = item.tile, item.columns, up(terms, SLICE)
+    down, across, parts = up(rows, tile.height), max(1, up(columns, tile.width)), blocks[1]
+    threads, run = down * across * tile.threads, tile.run * tile.across
+    # runs of columns outside the matrix are passed over
+    executed = rows * up(columns, run) * run * parts
+    of_threads = counts.OF_A_SLICE[tile].times(slices).plus(counts.OF_A_TILE.times(parts)).times(threads)
+    operands = rows * terms * across + columns * terms * down
+    return span.launch(
+        item.kernel,
+        blocks,
+        of_threads.plus(cell.times(executed), more),
+        read=operands + beside,
+        shared=span.kind.dtype.itemsize * sum(shared_sizes(tile)) + shared,
+        products=rows * columns * terms,
+        fmas=threads * tile.rows * tile.columns * slices * SLICE,
+        # a slice is fetched while the one before it is multiplied, and is waited for only where that is too short
+        rounds=2 + up(slices, parts),
+        independent=INDEPENDENT,
+        **bytes_,
+    )
+
+
+def hidden(span: Span, index: int) -> Launch:
+    """Return the launch of the output of a layer before the last."""
+    kind, item, rows, gradient = span.kind, span.plan.forward[index], span.rows, span.kind.need.gradient
+    inputs, outputs = kind.widths[index : index + 2]
+    left = rows * outputs * (1 + gradient)
+    return product(
+        span,
+        item,
+        item.blocks(rows),
+        rows,
+        inputs,
+        counts.OF_A_HIDDEN_CELL[gradient].plus(counts.of_activation(kind.activations[index].name, gradient)),
+        beside=up(rows, item.tile.height) * outputs,
+        written=left,
+        given=outputs * (inputs + 1),
+        kept=rows * inputs + left,
+    )
+
+
+def last(span: Span) -> Launch:
+    """Return the launch of the last layer and its errors."""
+    kind, item, rows, need = span.kind, span.plan.forward[-1], span.rows, span.kind.need
+    (inputs, outputs), name, weighted = kind.widths[-2:], kind.activations[-1].name, kind.weights > 0
+    cell = counts.OF_A_CELL[need.gradient].plus(counts.of_cell(kind.cell, name, need.gradient, weighted))
+    down, tiles = up(rows, item.tile.height), math.prod(item.blocks(rows))
+    # pixels come through the second-level cache once for each datum in a block
+    data, in_block = 1 + weighted, up(min(rows, item.tile.height), kind.samples)
+    left = rows * (outputs * (need.gradient + need.x + need.weight) + span.plan.columns)
+    return product(
+        span,
+        item,
+        item.blocks(rows),
+        rows,
+        inputs,
+        cell.plus(counts.OF_A_BRANCH.times(name != "identity")),
+        beside=down * outputs * (1 + data * in_block),
+        shared=4 * item.tile.height,
+        more=counts.OF_A_LAST_TILE.times(tiles * item.tile.threads),
+        written=left,
+        given=outputs * (inputs + 1) + data * span.data(kind.samples) * outputs,
+        kept=rows * inputs + left,
+    )
+
+
+def thin(span: Span, item: ThinPass) -> Launch:
+    """Return the launch of the pass over a thin decoder."""
+    kind, rows, (latent, outputs), gradient = span.kind, span.rows, span.kind.widths, span.kind.need.gradient
+    blocks, threads = (up(rows, item.piece), item.tiles), item.kernel.threads
+    columns, _ = shape_for(outputs, latent)
+    spec = Thin(kind.real, "", "", "", gradient, kind.weights > 0, kind.upstream, latent, columns, threads)
+    samples, layer, data = rows * item.tiles * threads, outputs * (latent + 1), outputs * (1 + (kind.weights > 0))
+    left = rows * item.tiles * spec.values + gradient * blocks[0] * layer
+    given = layer + data * span.data(kind.samples)
+    cell = counts.OF_A_THIN_CELL[gradient].plus(
+        counts.of_cell(kind.cell, kind.activations[0].name, gradient, kind.weights > 0)
+    )
+    drawn = counts.OF_A_THIN_LATENT.times(rows * item.tiles * latent)
+    of_threads = counts.OF_A_THIN_THREAD.times(math.prod(blocks) * threads)
+    sums = spec.values * spec.rows * (threads + 2 * GROUPS)
+    return span.launch(
+        item.kernel,
+        blocks,
+        cell.times(columns).plus(counts.OF_A_THIN_SAMPLE).times(samples).plus(drawn, of_threads),
+        read=blocks[0] * (layer + data * up(item.piece, kind.samples)),
+        written=left,
+        given=given,
+        kept=left,
+        shared=kind.dtype.itemsize * (ROWS_OF_A_BLOCK * (latent + 1) + sums) + 4 * ROWS_OF_A_BLOCK,
+        products=rows * outputs * latent * (1 + 2 * gradient),
+        fmas=samples * columns * latent * (1 + 2 * gradient),
+        rounds=2 + up(item.piece, kind.samples),
+        independent=min(INDEPENDENT, columns),
+    )
+
+
+def backward(span: Span, item: Product, index: int) -> Launch:
+    """Return the launch from a layer's da to that of the layer before it, or to dz."""
+    inputs, outputs = span.kind.widths[index : index + 2]
+    numbers, cell = span.rows * inputs, counts.OF_A_SLOPE if index else counts.OF_A_NUMBER
+    slopes, left = numbers * (index > 0), numbers * item.parts
+    return product(
+        span,
+        item,
+        item.blocks(span.rows),
+        span.rows,
+        outputs,
+        cell,
+        beside=slopes,
+        written=left,
+        given=inputs * outputs,
+        kept=span.rows * outputs + left + slopes,
+    )
+
+
+def weights(span: Span, item: Product, index: int) -> Launch:
+    """Return the launch of a layer's weight and bias gradients in parts."""
+    inputs, outputs = span.kind.widths[index : index + 2]
+    across, blocks = item.blocks(outputs)[0], up(span.rows, item.piece)
+    left, factors = blocks * outputs * (inputs + 1), span.rows * span.kind.upstream
+    return product(
+        span,
+        item,
+        (across, blocks),
+        outputs,
+        span.rows,
+        counts.OF_A_NUMBER,
+        beside=factors,
+        more=counts.OF_A_BIAS.times(across * item.tile.height * up(span.rows, SLICE) * SLICE),
+        written=left,
+        given=factors,
+        kept=span.rows * (inputs + outputs) + left,
+    )
