@@ -6,13 +6,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcelbo import gpu
 from mcelbo.decoders import choose
+from mcelbo_kernels.numerics.cells import BY_NAME
+from tests.gpu_cases import LOSSES, inputs, values_and_gradients
 
 CUDA = torch.device("cuda", 0)
 VERSIONS = {"numba-cuda": "0.30.4", "cuda-core": "1.2.2", "cuda-bindings": "12.9.4"}
@@ -152,6 +156,44 @@ def test_a_choice_for_cuda_can_be_traced(host: Host) -> None:
         return x + choose(decoder, CUDA).fused
 
     assert fused(torch.zeros(())) == 1
+
+
+class Waits(TorchDispatchMode):
+    """What torch is asked to do that would wait for a GPU: to tell a value, or to copy a number there for `where`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        number = any(isinstance(each, torch.Tensor) and not each.dim() for each in args)
+        if function is torch.ops.aten._local_scalar_dense.default or (function is torch.ops.aten.where.self and number):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_waits_is_noticed() -> None:
+    with Waits() as waits:
+        float(torch.ones(()))
+        torch.where(torch.tensor([True]), torch.ones(1), 0.0)
+    assert len(waits.found) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_loss_asks_for_a_value(name: str) -> None:
+    with Waits() as waits:
+        for seed in (3, torch.tensor(3), None):
+            values_and_gradients(LOSSES[name], inputs(stand_in=False), num_samples=4, seed=seed)
+    assert waits.found == []
+
+
+@pytest.mark.parametrize("cell", BY_NAME)
+def test_no_cell_asks_for_a_value(cell: str) -> None:
+    y, x = torch.linspace(-3, 3, 7), torch.linspace(0, 1, 7)
+    with Waits() as waits:
+        BY_NAME[cell].arrays(y, x, torch)
+    assert waits.found == []
 
 
 USES_THE_CPU = f"""

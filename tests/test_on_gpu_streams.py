@@ -65,6 +65,16 @@ def test_no_sampler_waits(sampler: str, latent: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("sampler", ["iid", "antithetic", "sobol"])
+def test_noise_waits_for_nothing(sampler: str) -> None:
+    seed = torch.tensor(3, device=GPU)
+    first = mcelbo.noise(seed, 4, 6, 5, sampler=sampler)
+    with no_waiting():
+        again = mcelbo.noise(seed, 4, 6, 5, sampler=sampler)
+    assert torch.equal(first, again)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_side_stream(reduction: str) -> None:
     """The loss sees what its stream computes before it, and is seen by what comes after: by their order alone."""

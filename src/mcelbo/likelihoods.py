@@ -127,8 +127,9 @@ class Gaussian(Likelihood):
         sigma = sigma.unsqueeze(0) if listed else flat_pixels("sigma", sigma, shape)
         if weight is None:
             return sigma
-        usable = (sigma.log() / sigma.square()).isfinite()
-        return torch.where((weight != 0) | usable, sigma, 1.0)
+        unused = (weight == 0) & ~(sigma.log() / sigma.square()).isfinite()
+        # not torch.where, whose derivative copies a number to a GPU and waits for it
+        return sigma.expand_as(unused).masked_fill(unused, 1.0)
 
     def _variance(self, total: Tensor, pixels: Scalar) -> tuple[Scalar, Scalar]:
         """Return s^2 and log s^2 for a batch's sum of mean errors and its number of pixels."""

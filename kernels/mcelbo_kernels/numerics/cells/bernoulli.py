@@ -24,8 +24,9 @@ def bernoulli(y, x):
 def bernoulli_of_arrays(y: Any, x: Any, xp: Any) -> tuple[Any, Any, Any]:
     """Return (t, dt/dy, dt/dx)."""
     e = xp.exp(-xp.abs(y))
-    t = xp.where(y < 0, 0.0, y) - x * y + xp.log1p(e)
-    slope = xp.where(y < 0, e, 1.0) / (1.0 + e)
+    t = y.clip(0.0) - x * y + xp.log1p(e)
+    # not a number in place of the ones, which torch copies to a GPU and waits for
+    slope = xp.where(y < 0, e, xp.ones_like(e)) / (1.0 + e)
     return t, slope - x, -y
 
 
