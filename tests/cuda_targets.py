@@ -57,7 +57,7 @@ class Interpreter:
 
     def launch(self, kernel: Kernel, blocks: tuple[int, int], *arguments: Any) -> None:
         """Interpret a kernel."""
-        values = (0 if value is None else value for _, value in flat(kernel.signature, arguments))
+        values = (0 if value is None else value for value in flat(arguments))
         launch(compiled(kernel), blocks, kernel.threads, *values)
 
 

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from mcelbo import backends, gpu
+from mcelbo.anydecoder.reduction import reduced
+from mcelbo.sobol import directions
+from mcelbo_kernels import cpu
+from mcelbo_kernels.problem import Draw
 from tests import cuda_targets
 
 
@@ -30,9 +34,9 @@ class TorchInterpreter(cuda_targets.Interpreter):
         """Return a tensor's memory."""
         return TorchMemory(tensor)
 
-    def empty(self, count: int, dtype: np.dtype[Any]) -> TorchMemory:
+    def empty(self, count: int, dtype: Any) -> TorchMemory:
         """Return memory that must be written before it is read."""
-        return TorchMemory(torch.empty(count, dtype=gpu.DTYPES[dtype]), written=False)
+        return TorchMemory(torch.empty(count, dtype=gpu.DTYPES[np.dtype(dtype)]), written=False)
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +115,24 @@ def test_a_batch_without_data() -> None:
     *expected, exact = backends.sum_of_errors_on_cpu(*given, need)
     assert_close([*sums, *gradients], [*expected, *exact])
     assert_close([backends.errors_on_gpu(*given)], [backends.errors_on_cpu(*given)])
+
+
+@pytest.mark.parametrize("sampler", ["iid", "sobol"])
+def test_noise(sampler: str) -> None:
+    draw = Draw(5, 9, sampler, 2, 3, directions=directions(sampler, 3))
+    found = backends.noise_on_gpu(draw, 4, 3, np.float32, torch.tensor(9))
+    exact = torch.from_numpy(cpu.noise(draw, 4, 3, np.float32))
+    torch.testing.assert_close(found, exact, rtol=2.5e-7, atol=0)
+
+
+def test_errors_of_decoded_samples() -> None:
+    y, x, weight = torch.randn(3, 5, 70), torch.randn(3, 70), torch.rand(1, 70)
+    # one upstream gradient for all, without memory of its own
+    upstream = torch.tensor(2.0, dtype=torch.float64).expand(3, 5)
+    found = backends.decoded_errors_on_gpu("squared_error", y, x, weight, upstream, (True, True, True))
+    expected = reduced("squared_error", y, x, weight, upstream, (True, True, True))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    bare = backends.decoded_errors_on_gpu("bernoulli", y, x, None, None, (False, False, False))
+    assert bare[1:] == [None, None, None]
+    torch.testing.assert_close(bare[0], reduced("bernoulli", y, x, None).errors, rtol=1e-5, atol=1e-5)

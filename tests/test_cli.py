@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import torch
 
 pytest.importorskip("rich", reason="needs the extra 'demo'")
 
@@ -46,7 +47,7 @@ def test_a_doctor_says_who_helps(
 ) -> None:
     monkeypatch.setattr(doctor, "present_team", lambda: team)
     cli.main(["doctor"])
-    assert f"helpers         {said}\n" in capsys.readouterr().out
+    assert f"helpers          {said}\n" in capsys.readouterr().out
 
 
 def test_a_doctor_says_where_kernels_are_kept(
@@ -58,13 +59,13 @@ def test_a_doctor_says_where_kernels_are_kept(
 
 
 def test_a_doctor_sees_wrong_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "largest_difference", lambda: 0.01)
+    monkeypatch.setattr(doctor, "largest_difference", lambda device: 0.01)
     assert cli.main(["doctor"]) == 1
     assert "WRONG: loss and gradients differ from torch's by 0.01" in capsys.readouterr().out
 
 
 def test_a_doctor_survives_what_it_finds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken() -> float:
+    def broken(device: torch.device) -> float:
         raise OSError("no compiler")
 
     monkeypatch.setattr(doctor, "largest_difference", broken)

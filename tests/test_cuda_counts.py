@@ -24,7 +24,7 @@ class Counter(cuda.Interpreter):
         self.executed: list[tuple[Kernel, dict[str, int]]] = []
 
     def launch(self, kernel: Kernel, blocks: tuple[int, int], *arguments: Any) -> None:
-        values = (0 if value is None else value for _, value in flat(kernel.signature, arguments))
+        values = (0 if value is None else value for value in flat(arguments))
         self.executed.append((kernel, interpret(cuda.compiled(kernel), blocks, kernel.threads, *values)))
 
 

@@ -73,5 +73,6 @@ def test_what_a_launch_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_few_arguments_are_refused() -> None:
+    kernel = seam.Kernel("name", lambda: None, (int64, int64), 64, 1)
     with pytest.raises(ValueError, match="zip"):
-        list(seam.flat((int64, int64), (1,)))
+        seam.launch(kernel, (9, 0), 0, (1, 1), (1,))

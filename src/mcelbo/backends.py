@@ -140,6 +140,30 @@ def error_gradients_on_gpu(upstream: Tensor, x: Tensor, *inputs: Any) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in in_shape(found, like, need)])
 
 
+def noise_on_gpu(draw: Draw, batch: int, latent: int, real: Any, seed: Tensor) -> Tensor:
+    """Return the op noise, whose seed lies on the device."""
+    from mcelbo_kernels import cuda
+
+    with target_on(seed.device) as target:
+        eps: Tensor = cuda.noise(draw, batch, latent, real, target.hold(seed.reshape(1)), target).owner
+    return eps.view(batch, draw.num_samples, latent)
+
+
+def decoded_errors_on_gpu(
+    cell: str, y: Tensor, x: Tensor, weight: Tensor | None, upstream: Tensor | None, need: tuple[bool, bool, bool]
+) -> list[Tensor | None]:
+    """Return the errors of decoded samples and the gradients of y, x and weight."""
+    from mcelbo_kernels import cuda
+
+    with target_on(x.device) as target:
+        w = None if weight is None else target.hold(weight)
+        g = None if upstream is None else target.hold(upstream.to(y.dtype))
+        found = cuda.decoded_errors(cell, target.hold(y), target.hold(x), w, g, *need, target)
+    shapes = y.shape[:2], y.shape, x.shape, x.shape if weight is None else weight.shape
+    owners: list[Any] = [None if array is None else array.owner for array in found]  # type: ignore[union-attr]
+    return [None if owner is None else owner.view(shape) for owner, shape in zip(owners, shapes, strict=True)]
+
+
 def in_shape(found: Gradients, like: Sequence[Tensor | None], need: Sequence[bool]) -> list[Tensor]:
     """Return a device's flat gradients as tensors like those they belong to, empty where nobody asked."""
     flat = in_order(found, lambda array: array.owner, like[0])  # type: ignore[arg-type]

@@ -96,8 +96,8 @@ def choose(decoder: Decoder, device: torch.device, cell: str = "squared_error") 
         return Path(Explanation("any", device.type, f"there are no fused kernels for {device.type} tensors"), found)
     if not accepts(cell, last):
         return Path(Explanation("any", device.type, f"{cell} is not fused after {last} output"), found)
-    if device.type == "cuda":
-        require(device)
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        require(device)  # which cannot be traced: a traced op requires it when it runs
     return Path(Explanation("grid", device.type, f"it is {_in_words(found)}"), found)
 
 
@@ -159,17 +159,22 @@ def explain(decoder: Decoder, x: Tensor | None = None, num_samples: int | None =
     path = choose(decoder, device)
     if x is not None and path.description is not None:
         _check_output(path.description, x.shape[1:], x.shape)
-        if num_samples is not None and path.fused and _takes_gram(path.description, len(x), num_samples):
+        if num_samples is not None and path.fused and _takes_gram(path.description, x, num_samples):
             reason = f"{path.explanation.reason}, and sums of its squared errors are a quadratic form of its last input"
             return path.explanation._replace(path="gram", reason=reason)
     return path.explanation
 
 
-def _takes_gram(description: Description, batch: int, num_samples: int) -> bool:
+def _takes_gram(description: Description, x: Tensor, num_samples: int) -> bool:
     """Tell whether sums of squared errors go by the quadratic form of the last layer's input."""
     last = description.layers[-1]
     pixels, hidden = last.weight.shape
-    return last.activation.name == "identity" and gram.pays(batch, num_samples, hidden, pixels)
+    pays = gram.pays
+    if x.device.type == "cuda":
+        from mcelbo_kernels.cuda import choice
+
+        pays = choice.pays
+    return last.activation.name == "identity" and pays(len(x), num_samples, hidden, pixels)
 
 
 def parameters(description: Description, arguments: Arguments) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -72,11 +74,25 @@ def too_old(driver: int, compiler: int) -> str | None:
     """Return what is wrong where a driver (12040 for CUDA 12.4) is older than a compiler's major version."""
     if driver // 1000 >= compiler:
         return None
-    supported = f"{driver // 1000}.{driver % 1000 // 10}"
     return (
-        f"the NVIDIA driver supports CUDA {supported}, and the kernels' compiler is that of CUDA {compiler}: update "
-        f"the driver, or pip install 'mcelbo[cu{driver // 1000}]'"
+        f"the NVIDIA driver supports CUDA {in_words(driver)}, and the kernels' compiler is that of CUDA {compiler}: "
+        f"update the driver, or pip install 'mcelbo[cu{driver // 1000}]'"
     )
+
+
+def in_words(version: int) -> str:
+    """Return a version of CUDA as people write it: 12.4 for 12040."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def supported_by_driver() -> str:
+    """Return the newest CUDA that the driver supports; asked of the driver itself, whatever is installed beside it."""
+    number = ctypes.c_int()
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    except OSError:
+        return "unknown"
+    return in_words(number.value)
 
 
 def installed(package: str) -> str | None:
@@ -99,9 +115,9 @@ class TorchTarget:
         """Return a tensor as the kernels take it, contiguous."""
         return held(tensor)
 
-    def empty(self, count: int, dtype: np.dtype[Any]) -> DeviceArray:
+    def empty(self, count: int, dtype: Any) -> DeviceArray:
         """Return memory for so many numbers."""
-        return held(torch.empty(count, dtype=DTYPES[dtype], device=self.device))
+        return held(torch.empty(count, dtype=DTYPES[np.dtype(dtype)], device=self.device))
 
     def upload(self, array: Any) -> DeviceArray:
         """Return a copy in the GPU's memory, made once for the same numbers."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from mcelbo.arguments import COMPUTED, Arguments, as_integer, seed_tensor
+from mcelbo.backends import noise_on_gpu
+from mcelbo.gpu import obstacle
 from mcelbo.sobol import check_sobol, directions
 from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import LARGEST_DATUM, Draw
@@ -30,11 +32,13 @@ def _noise(
     sample_offset: int,
     dtype: torch.dtype,
 ) -> Tensor:
+    table, real = directions(sampler, latent), np.float64 if dtype == torch.float64 else np.float32
+    if seed.device.type == "cuda" and obstacle(seed.device) is None:
+        draw = Draw(num_samples, 0, sampler, datum_offset, sample_offset, directions=table)
+        return noise_on_gpu(draw, batch, latent, real, seed)
     # The kernel runs on the host, so a seed on another device is waited for.
-    table = directions(sampler, latent)
     draw = Draw(num_samples, int(seed), sampler, datum_offset, sample_offset, directions=table)
-    eps = cpu.noise(draw, batch, latent, np.float64 if dtype == torch.float64 else np.float32)
-    return torch.from_numpy(eps).to(seed.device)
+    return torch.from_numpy(cpu.noise(draw, batch, latent, real)).to(seed.device)
 
 
 _library.impl("noise", _noise, "CompositeExplicitAutograd")

@@ -2,9 +2,10 @@
 
 from mcelbo_kernels.cpu.crew import Team, present_team, use_team
 from mcelbo_kernels.cpu.noise import noise
-from mcelbo_kernels.cpu.pixels import DecodedErrors, decoded_errors
+from mcelbo_kernels.cpu.pixels import decoded_errors
 from mcelbo_kernels.cpu.schedule import errors, gradients
 from mcelbo_kernels.cpu.sums import value_and_gradients
+from mcelbo_kernels.decoded import DecodedErrors
 
 __all__ = [
     "DecodedErrors",

@@ -35,12 +35,6 @@ OF_A_CALL, OF_A_DATUM_S_PIXEL, OF_AN_ERROR, OF_A_PRODUCT = 4.5e7, 400, 8, 1.4
 OF_A_SAMPLE_S_PRODUCT = 0.75
 
 
-def applies(problem: Problem) -> bool:
-    """Tell whether the errors are a quadratic form of the last hidden layer, the same one for all data."""
-    shared = problem.weight is None or len(problem.weight) == 1
-    return problem.cell == "squared_error" and problem.layers[-1].activation.name == "identity" and shared
-
-
 def pays(batch: int, samples: int, hidden: int, pixels: int, gradient: bool = True) -> bool:
     """Tell whether it costs less than the grid, by the multiplications that differ.
 
@@ -58,7 +52,7 @@ def pays(batch: int, samples: int, hidden: int, pixels: int, gradient: bool = Tr
 
 @quietly
 def value_and_gradients(problem: Problem, need: Need, threads: int = 1) -> tuple[Moments, Gradients]:
-    """Return what `schedule.value_and_gradients` returns, for problems that `applies` holds for."""
+    """Return what `schedule.value_and_gradients` returns, for problems that `alternatives.applies` holds for."""
     kind = ("gram", kind_of(problem, need, host_shape(problem.x.dtype.name), threads=threads))
     memory = take(kind, Workspace)
     found = by_quadratic_form(problem, need, threads, memory.restart())

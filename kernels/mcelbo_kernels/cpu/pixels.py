@@ -5,37 +5,14 @@ T[b,i] = sum_j w t(y, x):    dT/dy = w dt/dy,    dT/dx = w dt/dx,    dT/dw = t, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from numpy.typing import NDArray
 
 from mcelbo_kernels._compile import inline, jit, reducing
 from mcelbo_kernels.cpu.buffers import contiguous
 from mcelbo_kernels.cpu.cell import Cell, evaluate
+from mcelbo_kernels.decoded import IDENTITY, DecodedErrors, check_decoded
 from mcelbo_kernels.numerics.lanes import constant, equal, select
-from mcelbo_kernels.problem import Array, check_cell
-
-IDENTITY = "identity"  # the decoder is through, whatever it ended with
-
-
-class DecodedErrors(NamedTuple):
-    """Errors and the gradients that were asked for, None where nobody asked.
-
-    What is summed is float64 whatever the dtype of the problem, so that sums of sums lose nothing.
-
-    Attributes
-    ----------
-    errors : ndarray, shape (B, c), float64
-    y : ndarray, shape (B, c, m), in the dtype of the problem
-    x : ndarray, shape (B, m), float64
-    weight : ndarray, shape (B or 1, m), float64
-    """
-
-    errors: NDArray[np.float64]
-    y: Array | None
-    x: NDArray[np.float64] | None
-    weight: NDArray[np.float64] | None
+from mcelbo_kernels.problem import Array
 
 
 def decoded_errors(
@@ -84,8 +61,7 @@ def decoded_errors(
     >>> found.errors, found.y
     (array([[4.25]]), array([[[-4., -1.]]]))
     """
-    check_cell(cell, IDENTITY)
-    _check(y, x, weight, upstream)
+    check_decoded(cell, y, x, weight, upstream)
     kind = Cell(IDENTITY, (), cell, True, False)
     batch, count, pixels = y.shape
     y, x = contiguous(y), contiguous(x)
@@ -103,22 +79,6 @@ def decoded_errors(
     if dw is not None:
         _add_dw(kind, y, x, factors, dw)
     return DecodedErrors(errors, dy, dx, dw)
-
-
-def _check(y: Array, x: Array, weight: Array | None, upstream: Array | None) -> None:
-    """Raise unless y (B, c, m), x (B, m), weight (B or 1, m) and upstream (B, c) go together."""
-    if y.ndim != 3 or x.shape != (y.shape[0], y.shape[2]):
-        raise ValueError(f"y has shape {y.shape} and x {x.shape}: expected (B, c, m) and (B, m)")
-    if weight is not None and weight.shape not in (x.shape, (1, x.shape[1])):
-        raise ValueError(f"weight has shape {weight.shape}: expected {x.shape} or {(1, x.shape[1])}")
-    if upstream is not None and upstream.shape != y.shape[:2]:
-        raise ValueError(f"upstream has shape {upstream.shape}: expected {y.shape[:2]}")
-    named = {"x": x, "y": y} | ({} if weight is None else {"weight": weight})
-    for name, array in named.items():
-        if array.dtype not in (np.float32, np.float64):
-            raise TypeError(f"{name} is {array.dtype}: expected float32 or float64")
-        if array.dtype != x.dtype:
-            raise TypeError(f"{name} is {array.dtype} but x is {x.dtype}: expected one dtype")
 
 
 # The rows are functions of one-dimensional arrays: indexed from 0 to size they run in vectors, as parts of a larger

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from mcelbo_kernels.alternatives import applies, check_algorithm
 from mcelbo_kernels.cpu import gram, schedule
 from mcelbo_kernels.problem import Gradients, Moments, Need, Problem
-
-ALGORITHMS = ("auto", "grid", "gram")
 
 
 def value_and_gradients(
@@ -46,16 +45,9 @@ def value_and_gradients(
     >>> moments.mean.shape, gradients.mu.shape
     ((1,), (1, 1))
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm is {algorithm!r}: expected one of {', '.join(map(repr, ALGORITHMS))}")
-    possible = gram.applies(problem)
-    if algorithm == "gram" and not possible:
-        raise ValueError(
-            "algorithm is 'gram': expected the squared error of a last layer with identity output, and pixel weights "
-            "that the batch shares"
-        )
+    check_algorithm(algorithm, problem)
     pixels, hidden = problem.layers[-1].weight.shape
     pays = gram.pays(len(problem.x), problem.draw.num_samples, hidden, pixels, need.gradient)
-    if algorithm == "gram" or (algorithm == "auto" and possible and pays):
+    if algorithm == "gram" or (algorithm == "auto" and applies(problem) and pays):
         return gram.value_and_gradients(problem, need, threads)
     return schedule.value_and_gradients(problem, need, threads)

@@ -4,7 +4,10 @@ Problems hold arrays in the device's memory, and a `Target` runs the kernels the
 streams. Nothing here waits for the device. numba-cuda is imported with this package and not before.
 """
 
-from mcelbo_kernels.cuda.schedule import errors, gradients, value_and_gradients
+from mcelbo_kernels.cuda.algorithms import value_and_gradients
+from mcelbo_kernels.cuda.noise import noise
+from mcelbo_kernels.cuda.pixels import decoded_errors
+from mcelbo_kernels.cuda.schedule import errors, gradients
 from mcelbo_kernels.cuda.target import DeviceArray, Target
 
-__all__ = ["DeviceArray", "Target", "errors", "gradients", "value_and_gradients"]
+__all__ = ["DeviceArray", "Target", "decoded_errors", "errors", "gradients", "noise", "value_and_gradients"]

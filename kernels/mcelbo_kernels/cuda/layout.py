@@ -12,9 +12,11 @@ import numpy as np
 from mcelbo_kernels.cuda.noise import INJECTED
 from mcelbo_kernels.cuda.seam import float32, float64
 from mcelbo_kernels.cuda.thin import MOST_LATENTS, ROWS_OF_A_BLOCK
-from mcelbo_kernels.cuda.tile import LARGE, NARROW, SLICE, SMALL, Tile
+from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SLICE, SMALL, SMALL_DOUBLE, Tile
 from mcelbo_kernels.problem import Activation, Need, Problem
 
+# In place of a cell: the last layer is a quadratic form G of the one before it, see `quadratic`.
+QUADRATIC = "quadratic"
 # What a chunk leaves for its gradients stays in the second-level cache of an A100 or H100 (40 and 50 MB).
 BYTES_OF_A_CHUNK = 32 << 20
 FEWEST_ROWS, MOST_ROWS = 1024, 1 << 20
@@ -30,9 +32,9 @@ class Kind(NamedTuple):
     dtype: np.dtype[Any]
     batch: int
     samples: int
-    widths: tuple[int, ...]  # d, the hidden layers' and m
+    widths: tuple[int, ...]  # d, the hidden layers' and m, or that of a quadratic form
     activations: tuple[Activation, ...]
-    cell: str
+    cell: str  # or QUADRATIC
     sampler: str  # or "injected"
     weights: int  # how many data have pixel weights: 0 without any, 1 where they are shared
     need: Need
@@ -53,7 +55,7 @@ class Kind(NamedTuple):
     def thin(self) -> bool:
         """Whether one pass over a few latents' pixels keeps nothing of them."""
         few = len(self.widths) == 2 and 1 <= self.widths[0] <= MOST_LATENTS
-        return few and not (self.need.x or self.need.weight)
+        return few and not (self.quadratic or self.need.x or self.need.weight)
 
     @property
     def lowest(self) -> int:
@@ -62,18 +64,32 @@ class Kind(NamedTuple):
             return -1
         return next((index for index, needed in enumerate(self.need.layers) if any(needed)), len(self.widths) - 2)
 
+    @property
+    def quadratic(self) -> bool:
+        """Whether the last layer is a quadratic form, whose input is a difference from the datum's centre."""
+        return self.cell == QUADRATIC
 
-def kind_of(problem: Problem, need: Need, upstream: bool, keep: bool) -> Kind:
-    """Describe a call."""
+    def symmetric(self, index: int) -> bool:
+        """Tell whether a layer's gradient is symmetric: that of a quadratic form, whose kernel goes back through it."""
+        return self.quadratic and index == len(self.widths) - 2
+
+    def leaves_slope(self, index: int) -> bool:
+        """Tell whether a layer before the last leaves its activation's slope, which becomes its da."""
+        return self.need.gradient and index >= self.lowest
+
+
+def kind_of(problem: Problem, need: Need, upstream: bool, keep: bool, quadratic: bool = False) -> Kind:
+    """Describe a call; as a quadratic form the last layer is square, and has no pixels that could weigh anything."""
+    widths = (problem.mu.shape[1], *[layer.weight.shape[0] for layer in problem.layers])
     return Kind(
         problem.x.dtype,
         len(problem.x),
         problem.draw.num_samples,
-        (problem.mu.shape[1], *[layer.weight.shape[0] for layer in problem.layers]),
+        (*widths[:-1], widths[-2]) if quadratic else widths,
         tuple([layer.activation for layer in problem.layers]),
-        problem.cell,
+        QUADRATIC if quadratic else problem.cell,
         problem.draw.sampler if problem.draw.eps is None else INJECTED,
-        0 if problem.weight is None else len(problem.weight),
+        0 if problem.weight is None or quadratic else len(problem.weight),
         need,
         upstream,
         keep,
@@ -92,10 +108,11 @@ def tiles(tile: Tile, rows: int, columns: int) -> int:
 
 def tile_for(rows: int, columns: int, real: Any, parts: int = 1) -> Tile:
     """Return the largest tile of which there are enough for all multiprocessors, or a narrow one for few columns."""
+    if real != float32:
+        return NARROW_DOUBLE if columns <= NARROW_DOUBLE.width else SMALL_DOUBLE
     if columns <= NARROW.width:
         return NARROW
-    large = real == float32 and tiles(LARGE, rows, columns) * parts >= ENOUGH_BLOCKS
-    return LARGE if large else SMALL
+    return LARGE if tiles(LARGE, rows, columns) * parts >= ENOUGH_BLOCKS else SMALL
 
 
 def rows_of_a_chunk(kind: Kind) -> int:
@@ -105,7 +122,8 @@ def rows_of_a_chunk(kind: Kind) -> int:
     if kind.thin:
         numbers = (1 + latent) * (1 + pixels // ROWS_OF_A_BLOCK)
     elif kind.need.gradient:
-        numbers += latent + sum(hidden) + pixels * (1 + kind.need.x + kind.need.weight)
+        numbers += latent + sum(hidden)
+        numbers += 0 if kind.quadratic else pixels * (1 + kind.need.x + kind.need.weight)
     affordable = BYTES_OF_A_CHUNK // max(1, numbers * kind.dtype.itemsize)
     chunks = max(1, up(kind.rows, min(MOST_ROWS, max(FEWEST_ROWS, affordable))))
     return max(1, up(kind.rows, chunks * LARGE.height)) * LARGE.height
@@ -131,13 +149,14 @@ def cut(tile: Tile, blocks: int, terms: int) -> Cut:
     return Cut(tile, max(1, up(terms, piece)), piece)
 
 
-def cut_latent_gradient(rows: int, latent: int, outputs: int, real: Any) -> Cut:
-    """Cut dz = da W, whose sum goes over the first layer's outputs."""
-    tile = tile_for(rows, latent, real)
-    return cut(tile, tiles(tile, rows, latent), outputs)
+def cut_product(rows: int, columns: int, terms: int, real: Any) -> Cut:
+    """Cut a product of few columns, as dz = da W is, whose sum goes over the first layer's outputs."""
+    tile = tile_for(rows, columns, real)
+    return cut(tile, tiles(tile, rows, columns), terms)
 
 
-def cut_weight_gradient(rows: int, inputs: int, outputs: int, real: Any) -> Cut:
-    """Cut dW = da^T h, whose sum goes over the rows."""
+def cut_weight_gradient(rows: int, inputs: int, outputs: int, real: Any, symmetric: bool = False) -> Cut:
+    """Cut dW = da^T h, whose sum goes over the rows; of a symmetric one the tiles up to the diagonal are computed."""
     tile = tile_for(outputs, inputs, real, up(rows, SHORTEST_SUM))
-    return cut(tile, tiles(tile, outputs, inputs), rows)
+    blocks = tiles(tile, outputs, inputs)
+    return cut(tile, (blocks + up(outputs, tile.height)) // 2 if symmetric else blocks, rows)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mcelbo_kernels.cuda.plan import Plan
 from mcelbo_kernels.cuda.target import Target
-from mcelbo_kernels.problem import Gradients, Moments, Problem
+from mcelbo_kernels.problem import Gradients, Moments
 
 WIDE = np.dtype(np.float64)
+
+
+class Form(NamedTuple):
+    """The last layer's errors as a quadratic form, see `gram`."""
+
+    g: Any  # (H, H)
+    a: Any  # (B, H)
+    centre: Any  # (B, H), None where it is the posterior's mean
+    fit: Any  # (B,), the centre's own errors in float64
 
 
 class Chunk(NamedTuple):
     """A chunk's matrices; those that nobody needs are None."""
 
     inputs: list[Any]  # of each layer, (rows, I): z, then h
-    slopes: list[Any]  # of each layer, (rows, O): the activation's slope, then da
+    slopes: list[Any]  # of each layer, (rows, O): the activation's slope, then da; delta of a quadratic form
     sums: Any  # (tiles, rows): the errors of each tile's columns
     dz: Any  # (parts, rows, d)
     dx: Any  # (rows, m)
@@ -46,17 +54,21 @@ def chunk_memory(plan: Plan, target: Target) -> Chunk:
         return target.empty(rows * columns, real) if needed else None
 
     thin = plan.thin is not None
+    inputs = [matrix(width, not thin) for width in kind.widths[:-1]]
+    slopes = [matrix(width, kind.leaves_slope(index)) for index, width in enumerate(kind.widths[1:-1])]
+    by_data, by_weight = matrix(pixels, need.x and not kind.quadratic), matrix(pixels, need.weight)
     parts = max(
         plan.row_parts(index, rows) * outputs * (inputs + 1)
         for index, (inputs, outputs) in enumerate(pairwise(kind.widths))
     )
     return Chunk(
-        inputs=[matrix(width, not thin) for width in kind.widths[:-1]],
-        slopes=[matrix(width, need.gradient and not thin) for width in kind.widths[1:]],
+        inputs=inputs,
+        # S = sum_q delta^T delta and v = mean_i delta stand in for the last layer's gradient and that of the data
+        slopes=[*slopes, inputs[-1] if kind.quadratic else matrix(pixels, need.gradient and not thin)],
         sums=matrix(plan.columns),
-        dz=matrix(plan.latent_parts * latent, plan.latent_parts > 0),
-        dx=matrix(pixels, need.x),
-        dw=matrix(pixels, need.weight),
+        dz=matrix(plan.parts_of_dz * latent, plan.parts_of_dz > 0),
+        dx=inputs[-1] if kind.quadratic and need.x else by_data,
+        dw=by_weight,
         parts=target.empty(parts, real) if parts and need.gradient else None,
     )
 
@@ -81,21 +93,22 @@ def waiting_memory(plan: Plan, target: Target) -> Waiting:
     )
 
 
-def places_of_results(problem: Problem, plan: Plan, target: Target) -> tuple[Moments, Gradients]:
+def places_of_results(plan: Plan, target: Target) -> tuple[Moments, Gradients]:
     """Make the places of a call's moments and gradients, flat."""
-    need, latents = plan.kind.need, plan.kind.lowest < 0
+    kind, need, latents = plan.kind, plan.kind.need, plan.kind.lowest < 0
+    latent, pixels = kind.widths[0], kind.widths[-1]
 
-    def like(array: Any, needed: bool) -> Any:
-        return target.empty(prod(array.shape), plan.kind.dtype) if needed else None
+    def place(count: int, needed: bool) -> Any:
+        return target.empty(count, kind.dtype) if needed else None
 
-    mean, squares = (target.empty(plan.kind.batch, WIDE) for _ in range(2))
+    mean, squares = (target.empty(kind.batch, WIDE) for _ in range(2))
     return Moments(mean, squares), Gradients(
-        x=like(problem.x, need.x),
-        weight=like(problem.weight, need.weight),
-        mu=like(problem.mu, latents),
-        logvar=like(problem.logvar, latents),
+        x=place(kind.batch * pixels, need.x),
+        weight=place(kind.weights * pixels, need.weight),
+        mu=place(kind.batch * latent, latents),
+        logvar=place(kind.batch * latent, latents),
         layers=tuple(
-            (like(layer.weight, weight), like(layer.bias, bias))
-            for layer, (weight, bias) in zip(problem.layers, need.layers, strict=True)
+            (place(outputs * inputs, weight), place(outputs, bias))
+            for (weight, bias), (inputs, outputs) in zip(need.layers, pairwise(kind.widths), strict=True)
         ),
     )

@@ -73,9 +73,12 @@ def along_sum(length: int, threads: int, real: Any) -> Operand:
 
 
 def across_sum(length: int, threads: int, real: Any) -> Operand:
-    """Return the operand of a matrix (k, columns): neighbours in memory are neighbours in the tile."""
-    share, apart, pitch = length * SLICE // threads, threads // length, length + GAP
-    shift, last, mask = length.bit_length() - 1, length - 1, threads - 1
+    """Return the operand of a matrix (k, columns): neighbours in memory are neighbours in the tile.
+
+    Where there are more columns than threads, each takes some, `threads` apart.
+    """
+    share, each, apart, pitch = length * SLICE // threads, *spans(length, threads), length + GAP
+    shift, last, mask = min(length, threads).bit_length() - 1, min(length, threads) - 1, threads - 1
     zero = real(0)
 
     @device
@@ -89,12 +92,12 @@ def across_sum(length: int, threads: int, real: Any) -> Operand:
         matrix, _first, valid, stride = source
         if valid == length and left >= SLICE:
             for e in range(share):
-                staged[e] = matrix[at + e * apart * stride]
+                staged[e] = matrix[at + e // each * apart * stride + e % each * threads]
         else:
             t = cuda.threadIdx.x & mask
-            inside = int32(left if (t & last) < valid else 0)
             for e in range(share):
-                staged[e] = matrix[at + e * apart * stride] if (t >> shift) + e * apart < inside else zero
+                inside = (t & last) + e % each * threads < valid and (t >> shift) + e // each * apart < left
+                staged[e] = matrix[at + e // each * apart * stride + e % each * threads] if inside else zero
         return at + SLICE * stride
 
     @device
@@ -102,36 +105,41 @@ def across_sum(length: int, threads: int, real: Any) -> Operand:
         t = cuda.threadIdx.x & mask
         start = (base + (t >> shift)) * pitch + (t & last)
         for e in range(share):
-            shared[start + e * apart * pitch] = staged[e]
+            shared[start + e // each * apart * pitch + e % each * threads] = staged[e]
 
     return Operand(start, fetch, put, share)
+
+
+def spans(length: int, threads: int) -> tuple[int, int]:
+    """Return how many columns of a row a thread loads, and how many rows its loads of one column lie apart."""
+    return max(1, length // threads), max(1, threads // length)
 
 
 def weighted_columns(length: int, threads: int, real: Any, upstream: bool) -> Operand:
     """Return the operand of a matrix (k, columns) whose rows are multiplied by factors g, and each column added up.
 
-    A source goes on with (g, begin, total): row k has the factor g[begin + k], where there is any, and a thread adds
-    what it loads, which is of one column, to total[0].
+    A source goes on with (g, begin, totals): row k has the factor g[begin + k], where there is any, and a thread adds
+    what it loads to totals, one for each of its columns.
     """
-    plain = across_sum(length, threads, real)
+    plain, (each, apart) = across_sum(length, threads, real), spans(length, threads)
     start_plain, fetch_plain, share = plain.start, plain.fetch, plain.share
-    apart, shift, mask = threads // length, length.bit_length() - 1, threads - 1
+    shift, mask = min(length, threads).bit_length() - 1, threads - 1
 
     @device
     def start(source, k):
-        matrix, first, valid, stride, _g, begin, _total = source
+        matrix, first, valid, stride, _g, begin, _totals = source
         return start_plain((matrix, first, valid, stride), k), begin + k
 
     @device
     def fetch(staged, source, at, left):
-        matrix, first, valid, stride, g, _begin, total = source
+        matrix, first, valid, stride, g, _begin, totals = source
         place, row = at
         following = fetch_plain(staged, (matrix, first, valid, stride), place, left)
         own = (cuda.threadIdx.x & mask) >> shift
         for e in range(share):
-            if upstream and own + e * apart < left:
-                staged[e] *= g[row + own + e * apart]
-            total[0] += staged[e]
+            if upstream and own + e // each * apart < left:
+                staged[e] *= g[row + own + e // each * apart]
+            totals[e % each] += staged[e]
         return following, row + SLICE
 
     return Operand(start, fetch, plain.put, share)

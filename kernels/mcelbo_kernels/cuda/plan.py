@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda import layers, samples, sums
+from mcelbo_kernels.cuda import layers, quadratic, samples, sums
 from mcelbo_kernels.cuda.layout import (
     Kind,
-    cut_latent_gradient,
+    cut_product,
     cut_weight_gradient,
     rows_of_a_chunk,
     rows_of_a_thin_block,
@@ -76,13 +76,6 @@ class Plan(NamedTuple):
     add_latents: Kernel
     add_pixels: Kernel
 
-    @property
-    def latent_parts(self) -> int:
-        """How many parts dz comes in: none where nothing needs it."""
-        if self.thin is not None:
-            return self.thin.tiles if self.kind.need.gradient else 0
-        return 0 if self.backward[0] is None else self.backward[0].parts
-
     def row_parts(self, index: int, rows: int) -> int:
         """Return how many parts the gradients of a layer's parameters come in, for so many rows."""
         product = self.thin or self.weights[index]
@@ -96,26 +89,36 @@ class Plan(NamedTuple):
         last = self.forward[-1]
         return max(1, up(last.columns, last.tile.width))
 
+    @property
+    def parts_of_dz(self) -> int:
+        """How many parts of dz add up to it: 0 where nothing needs it."""
+        if self.thin is not None:
+            return self.thin.tiles if self.kind.need.gradient else 0
+        first = self.backward[0]
+        return int(self.kind.lowest < 0) if first is None else first.parts
+
 
 @lru_cache(maxsize=256)
 def plan_of(kind: Kind) -> Plan:
     """Choose the kernels of a kind of call."""
     length, real, lowest = min(rows_of_a_chunk(kind), max(1, kind.rows)), kind.real, kind.lowest
-    latent, sides = kind.widths[0], list(pairwise(kind.widths))
+    latent, sides, gradient = kind.widths[0], list(pairwise(kind.widths)), kind.need.gradient and not kind.thin
     return Plan(
         kind,
         length,
         thin_pass(kind, length) if kind.thin else None,
-        samples.draw(kind.sampler, real),
+        samples.draw(kind.sampler, real, kind.quadratic and len(sides) == 1),
         (*[hidden_product(kind, index, length) for index in range(len(sides) - 1)], last_product(kind, length)),
-        sums.finish_errors(real) if kind.keep else sums.moments(real),
+        sums.finish_errors(real) if kind.keep else sums.moments(real, kind.quadratic),
         tuple(
-            backward_product(kind, index, length) if index > lowest and kind.need.gradient and not kind.thin else None
+            None if index <= lowest or not gradient or kind.symmetric(index) else backward_product(kind, index, length)
             for index in range(len(sides))
         ),
         tuple(
-            weight_product(kind, inputs, outputs, length) if any(needed) and not kind.thin else None
-            for needed, (inputs, outputs) in zip(kind.need.layers, sides, strict=True)
+            weight_product(*sides[index], length, real, kind.upstream, kind.symmetric(index))
+            if any(needed) and gradient
+            else None
+            for index, needed in enumerate(kind.need.layers)
         ),
         sums.latent_gradient(kind.sampler, real, sums.lanes_for(latent), kind.upstream),
         sums.pixel_gradient(real, kind.upstream),
@@ -137,14 +140,19 @@ def thin_pass(kind: Kind, rows: int) -> ThinPass:
 def hidden_product(kind: Kind, index: int, rows: int) -> Product:
     """Return the product of a layer before the last."""
     outputs, name = kind.widths[index + 1], kind.activations[index].name
-    tile = tile_for(rows, outputs, kind.real)
-    return Product(layers.hidden(layers.Hidden(tile, kind.real, name, kind.need.gradient)), tile, outputs)
+    tile, centred = tile_for(rows, outputs, kind.real), kind.quadratic and index == len(kind.widths) - 3
+    spec = layers.Hidden(tile, kind.real, name, kind.leaves_slope(index), centred)
+    return Product(layers.hidden(spec), tile, outputs)
 
 
 def last_product(kind: Kind, rows: int) -> Product:
     """Return the product of the last layer."""
     need, outputs, name = kind.need, kind.widths[-1], kind.activations[-1].name
     tile = tile_for(rows, outputs, kind.real)
+    if kind.quadratic:
+        before = len(kind.widths) - 3
+        form = quadratic.Form(tile, kind.real, need.gradient and before >= kind.lowest, before >= 0)
+        return Product(quadratic.form(form), tile, outputs)
     spec = layers.Last(tile, kind.real, name, kind.cell, need.gradient, kind.weights > 0, need.x, need.weight)
     return Product(layers.last(spec), tile, outputs)
 
@@ -155,12 +163,20 @@ def backward_product(kind: Kind, index: int, rows: int) -> Product:
     if index:
         tile = tile_for(rows, inputs, kind.real)
         return Product(layers.backward(layers.Backward(tile, kind.real, True)), tile, inputs, 1, outputs)
-    tile, parts, piece = cut_latent_gradient(rows, inputs, outputs, kind.real)
-    return Product(layers.backward(layers.Backward(tile, kind.real, False)), tile, inputs, parts, piece)
+    return cut_in_parts(rows, inputs, outputs, kind.real)
 
 
-def weight_product(kind: Kind, inputs: int, outputs: int, rows: int) -> Product:
+def cut_in_parts(
+    rows: int, columns: int, terms: int, real: Any, transposed: bool = False, stored: Any = None
+) -> Product:
+    """Return the product of matrices (rows, terms) and (terms, columns), or its transpose, whose sum may be cut."""
+    tile, parts, piece = cut_product(rows, columns, terms, real)
+    spec = layers.Backward(tile, real, False, transposed, stored)
+    return Product(layers.backward(spec), tile, columns, parts, piece)
+
+
+def weight_product(inputs: int, outputs: int, rows: int, real: Any, upstream: bool, symmetric: bool = False) -> Product:
     """Return the product of a layer's weight gradient."""
-    tile, parts, piece = cut_weight_gradient(rows, inputs, outputs, kind.real)
-    spec = layers.WeightGradient(tile, kind.real, kind.upstream)
+    tile, parts, piece = cut_weight_gradient(rows, inputs, outputs, real, symmetric)
+    spec = layers.WeightGradient(tile, real, upstream, symmetric)
     return Product(layers.weight_gradient(spec), tile, inputs, parts, piece)

@@ -15,13 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 from mcelbo_kernels.cuda.layout import kind_of, up
-from mcelbo_kernels.cuda.memory import chunk_memory, places_of_results, waiting_memory
+from mcelbo_kernels.cuda.memory import Form, chunk_memory, places_of_results, waiting_memory
+from mcelbo_kernels.cuda.noise import blocks_for, in_blocks, source_of
 from mcelbo_kernels.cuda.plan import ThinPass, plan_of
-from mcelbo_kernels.cuda.samples import ROWS_OF_A_THREAD
 from mcelbo_kernels.cuda.seam import Kernel
 from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, groups_for, lanes_for, parameter_gradient
 from mcelbo_kernels.cuda.target import Target
-from mcelbo_kernels.numerics.sobol import latents_first, scipy_directions
 from mcelbo_kernels.problem import Gradients, Moments, Need, Problem, check_upstream
 
 
@@ -92,19 +91,22 @@ class Call:
     """A call: its plan, its memory, and what it computes with."""
 
     def __init__(
-        self, problem: Problem, need: Need, seed: Any, target: Target, *, upstream: Any = None, errors: Any = None
+        self,
+        problem: Problem,
+        need: Need,
+        seed: Any,
+        target: Target,
+        *,
+        upstream: Any = None,
+        errors: Any = None,
+        form: Form | None = None,
     ) -> None:
-        self.problem, self.target, self.upstream, self.errors = problem, target, upstream, errors
-        self.kind = kind_of(problem, need, upstream is not None, errors is not None)
+        self.problem, self.target, self.upstream, self.errors, self.form = problem, target, upstream, errors, form
+        self.kind = kind_of(problem, need, upstream is not None, errors is not None, form is not None)
         self.plan = plan_of(self.kind)
         self.chunk, self.waiting = chunk_memory(self.plan, target), waiting_memory(self.plan, target)
-        self.moments, self.gradients = places_of_results(problem, self.plan, target)
-        draw, latent = problem.draw, self.kind.widths[0]
-        table = seed if draw.eps is None else draw.eps
-        if self.kind.sampler == "sobol":
-            directions = scipy_directions(latent) if draw.directions is None else draw.directions[:latent]
-            table = target.upload(latents_first(directions))
-        self.noise = (seed, table, self.kind.samples, latent, draw.datum_offset, draw.sample_offset)
+        self.moments, self.gradients = places_of_results(self.plan, target)
+        self.noise = source_of(problem.draw, self.kind.widths[0], seed, target)
         # all samples of a mean weigh the same
         self.scale = 1.0 / self.kind.samples if upstream is None else 1.0
 
@@ -132,24 +134,26 @@ class Call:
     def forward(self, begin: int, count: int) -> None:
         """From the noise to the last layer's errors and da."""
         launch, problem, chunk, n = self.launch, self.problem, self.chunk, self.kind.samples
-        whole = int(n % 4 == 0 and begin % 4 == 0 and problem.draw.sample_offset % 4 == 0)
-        blocks = up(up(count, ROWS_OF_A_THREAD) * self.kind.widths[0], THREADS), 1
-        given = problem.mu, problem.logvar, self.noise, begin, count, whole
-        launch(self.plan.draw, blocks, *given, chunk.inputs[0])
-        *hidden, last = self.plan.forward
-        for index, product in enumerate(hidden):
-            ends = chunk.inputs[index + 1], chunk.slopes[index], count
-            launch(
-                product.kernel,
-                product.blocks(count),
-                chunk.inputs[index],
-                *self.layer(index),
-                *ends,
-                *self.sides(index),
-            )
-        left = chunk.sums, chunk.slopes[-1], chunk.dx, chunk.dw
-        place = n, begin, count, *self.sides(-1)
-        launch(last.kernel, last.blocks(count), chunk.inputs[-1], *self.layer(-1), *self.pixels(), *left, *place)
+        blocks, whole = (blocks_for(count, self.kind.widths[0]), 1), int(in_blocks(problem.draw, begin))
+        launch(self.plan.draw, blocks, problem.mu, problem.logvar, self.noise, begin, count, whole, chunk.inputs[0])
+        centre = None if self.form is None else self.form.centre
+        for index, product in enumerate(self.plan.forward[:-1]):
+            left = chunk.inputs[index + 1], chunk.slopes[index]
+            place = centre, n, begin, count, *self.sides(index)
+            blocks = product.blocks(count)
+            launch(product.kernel, blocks, chunk.inputs[index], *self.layer(index), *left, *place)
+        self.last(begin, count)
+
+    def last(self, begin: int, count: int) -> None:
+        """From the last hidden layer to the sums of errors, and to da, or past a quadratic form."""
+        chunk, form, product = self.chunk, self.form, self.plan.forward[-1]
+        place = self.kind.samples, begin, count, *self.sides(-1)
+        given: tuple[Any, ...]
+        if form is None:
+            given = *self.layer(-1), *self.pixels(), chunk.sums, chunk.slopes[-1], chunk.dx, chunk.dw
+        else:
+            given = form.g, form.a, chunk.sums, chunk.slopes[-2] if len(chunk.slopes) > 1 else chunk.dz
+        self.launch(product.kernel, product.blocks(count), chunk.inputs[-1], *given, *place)
 
     def thin(self, thin: ThinPass, begin: int, count: int) -> None:
         """From the noise to the errors, dz and the parameters' gradients in one launch."""
@@ -170,8 +174,8 @@ class Call:
 
     def sides(self, index: int) -> tuple[int, int]:
         """Return a layer's inputs and outputs."""
-        outputs, inputs = self.problem.layers[index].weight.shape
-        return inputs, outputs
+        last = index % len(self.problem.layers)
+        return self.kind.widths[last], self.kind.widths[last + 1]
 
     def add_errors(self, begin: int, count: int) -> None:
         """Add up the errors of each row, or the moments of each datum."""
@@ -180,7 +184,8 @@ class Call:
             launch(kernel, (up(count, THREADS), 1), sums, columns, count, begin, self.errors)
         elif self.upstream is None:
             n = self.kind.samples
-            results = self.waiting.moments, self.moments.mean, self.moments.squares
+            constant = None if self.form is None else self.form.fit
+            results = self.waiting.moments, constant, self.moments.mean, self.moments.squares
             launch(kernel, (data(begin, count, n), 1), sums, columns, begin, count, n, *results)
 
     def backward(self, count: int) -> None:
@@ -195,8 +200,8 @@ class Call:
 
     def add_latents(self, begin: int, count: int) -> None:
         """Add up the posterior's gradients over the samples of each datum."""
-        parts, latent = self.plan.latent_parts, self.kind.widths[0]
-        if parts and self.kind.lowest < 0:
+        parts, latent = self.plan.parts_of_dz, self.kind.widths[0]
+        if parts and latent and self.kind.lowest < 0:
             blocks = up(latent, lanes_for(latent)) * data(begin, count, self.kind.samples), 1
             given = self.chunk.dz, parts, self.upstream, self.problem.logvar, self.noise
             results = self.waiting.latents, self.gradients.mu, self.gradients.logvar
@@ -227,7 +232,7 @@ class Call:
         given = self.chunk.parts, parts, outputs * inputs, outputs
         starts_and_ends = int(begin == 0), int(begin + count == self.kind.rows)
         results = self.waiting.layers[index], *self.gradients.layers[index], *map(int, needed)
-        kernel = parameter_gradient(self.kind.real, groups)
+        kernel = parameter_gradient(self.kind.real, groups, self.kind.symmetric(index))
         self.launch(kernel, blocks, *given, *starts_and_ends, self.scale, *results)
 
     def multiply_weights(self, index: int, begin: int, count: int) -> None:

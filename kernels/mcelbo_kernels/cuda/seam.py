@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import cuda, float32, float64, int32, int64, types, uint32, uint64
@@ -51,8 +52,9 @@ ALIGNED = None if SIMULATED else 16
 NUMPY_SCALARS = {int32: np.int32, int64: np.int64, float32: np.float32, float64: np.float64}
 
 
-class Kernel(NamedTuple):
-    """A function to be compiled for a device.
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
+    """A function to be compiled for a device; whoever makes one keeps it, so that each is the only one of its name.
 
     Attributes
     ----------
@@ -140,9 +142,9 @@ def driver_version() -> int:
 
 @lru_cache(maxsize=64)
 def _stream(handle: int) -> Any:
-    from cuda.core import Stream
+    from cuda.core import LEGACY_DEFAULT_STREAM, Stream
 
-    return Stream.from_handle(handle)
+    return Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
 
 
 def launch(
@@ -161,23 +163,34 @@ def launch(
     arguments : tuple
         As the signature has them; an array has an `address`, or is None where the kernel does not touch it.
     """
-    from cuda.core import LaunchConfig, launch
+    from cuda.core import launch
 
-    values = [parameter(kind, value) for kind, value in flat(kernel.signature, arguments)]
-    launch(_stream(stream), LaunchConfig(grid=blocks, block=kernel.threads), _loaded(kernel, capability), *values)
-
-
-def parameter(kind: Any, value: Any) -> Any:
-    """Return an argument as the driver takes it: a scalar of the type's width, or an array's address."""
-    if kind in NUMPY_SCALARS:
-        return NUMPY_SCALARS[kind](value)
-    return 0 if value is None else value.address
+    values = [take(value) for take, value in zip(_takers(kernel), flat(arguments), strict=True)]
+    launch(_stream(stream), _config(blocks, kernel.threads), _loaded(kernel, capability), *values)
 
 
-def flat(kinds: Any, values: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    """Yield the types and values of arguments, the members of tuples one by one."""
-    for kind, value in zip(kinds, values, strict=True):
-        if isinstance(kind, types.BaseTuple):
-            yield from flat(kind.types, value)
+@lru_cache(maxsize=4096)
+def _config(blocks: tuple[int, int], threads: int) -> Any:
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=blocks, block=threads)
+
+
+@cache
+def _takers(kernel: Kernel) -> list[Callable[[Any], Any]]:
+    """Return for each argument, members of tuples one by one, what makes of it what the driver takes."""
+    return [NUMPY_SCALARS.get(kind, address) for kind in flat(kernel.signature)]
+
+
+def address(array: Any) -> int:
+    """Return where an array lies, 0 for none."""
+    return 0 if array is None else array.address
+
+
+def flat(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield arguments, or their types, the members of tuples one by one."""
+    for value in values:
+        if isinstance(value, (tuple, types.BaseTuple)):
+            yield from flat(value)
         else:
-            yield kind, value
+            yield value

@@ -10,8 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from mcelbo_kernels.cuda.noise import draws
-from mcelbo_kernels.cuda.samples import source_type
+from mcelbo_kernels.cuda.noise import draws, source_type
 from mcelbo_kernels.cuda.scalars import binding
 from mcelbo_kernels.cuda.seam import Kernel, cuda, device, float64, int32, int64, pointer
 from mcelbo_kernels.numerics.elementary import exp
@@ -29,18 +28,24 @@ def rows_of_datum(number, begin, count, n):
     return b, start, stop, (b + 1) * n <= begin + count
 
 
+@device
+def halve(shared, t, lanes):
+    """Add up shared[lane], shared[lane + lanes], ... into shared[lane]; `lanes` is a power of two."""
+    cuda.syncthreads()
+    apart = THREADS // 2
+    while apart >= lanes:
+        if t < apart:
+            shared[t] += shared[t + apart]
+        cuda.syncthreads()
+        apart >>= 1
+
+
 def halving(lanes: int) -> Any:
-    """Return the device function that adds up shared[lane], shared[lane + lanes], ... into shared[lane]."""
+    """Return `halve` for a number of lanes that is known when it is compiled."""
 
     @device
     def add(shared, t):
-        cuda.syncthreads()
-        apart = THREADS // 2
-        while apart >= lanes:
-            if t < apart:
-                shared[t] += shared[t + apart]
-            cuda.syncthreads()
-            apart >>= 1
+        halve(shared, t, lanes)
 
     return add
 
@@ -73,8 +78,11 @@ def finish_errors(real: Any) -> Kernel:
 
 # mean[b] = shift + s / n,   squares[b] = s2 - s^2 / n,   s = sum_i (T - shift),   s2 = sum_i (T - shift)^2
 @lru_cache
-def moments(real: Any) -> Kernel:
-    """Return the kernel that adds a chunk's errors to (shift, s, s2) of each datum: the shift is the first error."""
+def moments(real: Any, beside: bool = False) -> Kernel:
+    """Return the kernel that adds a chunk's errors to (shift, s, s2) of each datum: the shift is the first error.
+
+    `beside` says that errors[b] = T[b, i] - constant[b], of which the mean alone knows.
+    """
     halve = halving(1)
 
     @device
@@ -84,7 +92,7 @@ def moments(real: Any) -> Kernel:
             total += sums[tile * count + q]
         return total
 
-    def kernel(sums, tiles, begin, count, n, waiting, mean, squares):
+    def kernel(sums, tiles, begin, count, n, waiting, constant, mean, squares):
         first_order = cuda.shared.array(THREADS, float64)
         second_order = cuda.shared.array(THREADS, float64)
         t = int64(cuda.threadIdx.x & MASK)
@@ -110,11 +118,11 @@ def moments(real: Any) -> Kernel:
             if ends:
                 about = s / n
                 square = s2 - s * about
-                mean[b] = shift + about
+                mean[b] = shift + about + (constant[b] if beside else float64(0))
                 squares[b] = float64(0) if square < 0 else square
 
-    wide = pointer(float64)
-    return Kernel(f"moments {real}", kernel, (pointer(real), int64, int64, int64, int64, wide, wide, wide), THREADS, 1)
+    signature = (pointer(real), int64, int64, int64, int64, *[pointer(float64)] * 4)
+    return Kernel(f"moments {real} {beside}", kernel, signature, THREADS, 1)
 
 
 # dmu[b] = scale sum_q g dz[q],   dlogvar[b] = scale sum_q g dz[q] s[q] / 2
@@ -207,13 +215,21 @@ def pixel_gradient(real: Any, upstream: bool) -> Kernel:
 
 # dW = scale sum over parts and chunks,   dc likewise
 @lru_cache
-def parameter_gradient(real: Any, groups: int) -> Kernel:
+def parameter_gradient(real: Any, groups: int, symmetric: bool = False) -> Kernel:
     """Return the kernel from a chunk's parts (parts, O I + O) to the gradients of a layer's weight and bias.
 
     So many groups of threads share the parts out; `starts` and `ends` say whether the chunk is the first and the last.
+    Of a symmetric matrix the half up to the diagonal is read.
     """
     lanes = THREADS // groups
     halve, shift, last = halving(lanes), lanes.bit_length() - 1, lanes - 1
+
+    @device
+    def source(at, weights, size):
+        if symmetric and at < weights:
+            row, column = at // size, at % size
+            return max(row, column) * size + min(row, column)
+        return at
 
     def kernel(sums, parts, weights, biases, starts, ends, scale, waiting, dw, dc, by_weight, by_bias):
         shared = cuda.shared.array(THREADS, float64)
@@ -221,8 +237,9 @@ def parameter_gradient(real: Any, groups: int) -> Kernel:
         at, size = int64(cuda.blockIdx.x) * lanes + (t & last), weights + biases
         total = float64(0)
         if at < size:
+            given = source(at, weights, biases)
             for part in range(t >> shift, parts, groups):
-                total += sums[part * size + at]
+                total += sums[part * size + given]
         shared[t] = total
         halve(shared, t)
         if t < lanes and at < size:
@@ -238,7 +255,7 @@ def parameter_gradient(real: Any, groups: int) -> Kernel:
     wide, numbers = pointer(float64), pointer(real)
     flags = (int32, int32)
     return Kernel(
-        f"parameter_gradient {real} {groups}",
+        f"parameter_gradient {real} {groups} {symmetric}",
         kernel,
         (numbers, int64, int64, int64, *flags, float64, wide, numbers, numbers, *flags),
         THREADS,

@@ -16,8 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.cell import evaluation
-from mcelbo_kernels.cuda.noise import draws
-from mcelbo_kernels.cuda.samples import source_type
+from mcelbo_kernels.cuda.noise import draws, source_type
 from mcelbo_kernels.cuda.scalars import binding
 from mcelbo_kernels.cuda.seam import Kernel, cuda, device, int32, int64, pointer
 from mcelbo_kernels.cuda.tile import REGISTERS, written_out

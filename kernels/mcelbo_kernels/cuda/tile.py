@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda.seam import cuda, device
+from mcelbo_kernels.cuda.seam import cuda, device, int32
 
 SLICE = 8  # indices k that lie in shared memory at once
-REGISTERS, MOST_BLOCKS = 65536, 16  # of every multiprocessor since compute capability 7.5
+REGISTERS = 65536  # of every multiprocessor since compute capability 7.5
 GAP = 4  # numbers between its rows, so that threads that write a column hit different banks
 
 
@@ -54,13 +54,21 @@ class Tile(NamedTuple):
         return self.down * self.across
 
     def blocks(self, real: Any) -> int:
-        """Return how many blocks are to fit a multiprocessor, whose registers hold 128 numbers for each thread."""
-        return min(MOST_BLOCKS, int(REGISTERS // (self.threads * 4 * real.bitwidth)))
+        """Return how many blocks are to fit a multiprocessor, which bounds the registers of a thread.
+
+        128 hold a tile of 8 x 8 and what multiplies it. Some epilogues spill beside that, so that tiles which are there
+        to keep all multiprocessors busy, rather than each of them, may take 160.
+        """
+        registers = (128 if self.threads > 128 else 160) * real.bitwidth // 32
+        return max(1, int(REGISTERS // (self.threads * registers)))
 
 
 LARGE = Tile(8, 8, 16, 16, 4)
 SMALL = Tile(8, 8, 8, 8, 4)
-NARROW = Tile(8, 4, 16, 8, 4)
+NARROW = Tile(8, 8, 16, 4, 4)
+# of double precision, which takes two registers a number
+SMALL_DOUBLE = Tile(8, 4, 8, 16, 4)
+NARROW_DOUBLE = Tile(8, 4, 16, 8, 4)
 
 
 class Places(NamedTuple):
@@ -126,22 +134,61 @@ def outer_product(tile: Tile) -> Any:
 
 
 def written_out(count: int, body: Any) -> Any:
-    """Return the device function (state) that calls body(i, state) for 0 <= i < count.
+    """Return the device function (state) that calls body(i, state) for 0 <= i < count, at most 8.
 
     The compiler leaves a loop with so long a body as it is, and would keep in memory what the body indexes by i.
     """
-    if count == 1:
-
-        @device
-        def one(state):
-            body(0, state)
-
-        return one
-    before, last = written_out(count - 1, body), count - 1
 
     @device
     def all_of_them(state):
-        before(state)
-        body(last, state)
+        body(int32(0), state)
+        if count > 1:
+            body(int32(1), state)
+        if count > 2:
+            body(int32(2), state)
+        if count > 3:
+            body(int32(3), state)
+        if count > 4:
+            body(int32(4), state)
+        if count > 5:
+            body(int32(5), state)
+        if count > 6:
+            body(int32(6), state)
+        if count > 7:
+            body(int32(7), state)
 
     return all_of_them
+
+
+def over_tile(tile: Tile, of_row: Any, of_number: Any) -> Any:
+    """Return the device function (valid, wide, state) that goes over what a thread holds of a tile, written out.
+
+    For each of its rows r < valid it calls of_row(r, state), and for each of the row's columns c < wide
+    of_number(i, j, r, c, value, state), the number's place in the thread's registers and in the tile, with the value
+    that of_row returned.
+    """
+    top, beside, row_of, column_of = places(tile)
+
+    @device
+    def number(j, given):
+        i, r, value, wide, state = given
+        c = beside() + column_of(j)
+        if c < wide:
+            of_number(i, j, r, c, value, state)
+
+    all_columns = written_out(tile.columns, number)
+
+    @device
+    def row(i, given):
+        valid, wide, state = given
+        r = top() + row_of(i)
+        if r < valid:
+            all_columns((i, r, of_row(r, state), wide, state))
+
+    all_rows = written_out(tile.rows, row)
+
+    @device
+    def go_over(valid, wide, state):
+        all_rows((valid, wide, state))
+
+    return go_over

@@ -1,4 +1,4 @@
-"""The errors of decoded samples as torch sees them: a kernel on the CPU, plain operations elsewhere."""
+"""The errors of decoded samples as torch sees them: a kernel on the CPU and on GPUs, plain operations elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch.autograd import Function
 
 from mcelbo.arguments import as_array
 from mcelbo.autograd import refuse_second_derivative, scaled
+from mcelbo.backends import decoded_errors_on_gpu
+from mcelbo.gpu import obstacle
 from mcelbo_kernels.cpu.pixels import decoded_errors as decoded_errors_of_arrays
 from mcelbo_kernels.numerics import cells
 
@@ -46,6 +48,8 @@ def reduced(
         w, g = (None if tensor is None else as_array(tensor) for tensor in (weight, upstream))
         found, *gradients = decoded_errors_of_arrays(cell, as_array(y), as_array(x), w, g, *need)
         return Reduced(torch.from_numpy(found), *(None if g is None else torch.from_numpy(g) for g in gradients))
+    if kernel and x.device.type == "cuda" and obstacle(x.device) is None:
+        return Reduced(*decoded_errors_on_gpu(cell, y, x, weight, upstream, need))  # type: ignore[arg-type]
     sums = wide(x.device)
     t, dt_dy, dt_dx = cells.BY_NAME[cell].arrays(y, x.unsqueeze(1), torch)  # (B, c, m)
     u = 1 if upstream is None else upstream.to(y.dtype).unsqueeze(2)

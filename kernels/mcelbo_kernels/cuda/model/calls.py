@@ -64,7 +64,7 @@ def chunk_launches(span: Span) -> Iterator[Launch]:
         product = plan.backward[index]
         if product is not None:
             yield backward(span, product, index)
-    if plan.latent_parts and span.kind.lowest < 0:
+    if plan.parts_of_dz and span.kind.lowest < 0:
         yield latents(span)
     of_weight = span.kind.rows if span.kind.weights == 1 else span.kind.samples
     yield from (pixels(span, n) for n, needed in ((span.kind.samples, need.x), (of_weight, need.weight)) if needed)

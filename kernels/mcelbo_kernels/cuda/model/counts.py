@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mcelbo_kernels.cuda.tile import LARGE, NARROW, SMALL
+from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_DOUBLE
 
 # Registers that ptxas takes where the launch bounds leave more: the most of a name's kernels.
 REGISTERS_TAKEN = {
@@ -42,7 +42,13 @@ class Count(NamedTuple):
 
 
 # For a thread and slice, fetched, put down and loaded again; for a thread before and after, and more in the last layer.
-OF_A_SLICE = {LARGE: Count(0, 95), SMALL: Count(0, 120), NARROW: Count(0, 94)}
+OF_A_SLICE = {
+    LARGE: Count(0, 95),
+    SMALL: Count(0, 114),
+    NARROW: Count(0, 128),
+    SMALL_DOUBLE: Count(0, 107),
+    NARROW_DOUBLE: Count(0, 116),
+}
 OF_A_TILE, OF_A_LAST_TILE = Count(0, 300), Count(16, 200, 2)
 # For a number of a product that is only stored, or multiplied by a slope first; for a number of da in a bias's sum.
 OF_A_NUMBER, OF_A_SLOPE, OF_A_BIAS = Count(0, 9), Count(1, 9), Count(1)

@@ -9,10 +9,9 @@ from mcelbo_kernels.cuda.model import counts
 from mcelbo_kernels.cuda.model.counts import Count
 from mcelbo_kernels.cuda.model.gpu import Launch
 from mcelbo_kernels.cuda.model.span import Span
-from mcelbo_kernels.cuda.noise import INJECTED
+from mcelbo_kernels.cuda.noise import INJECTED, ROWS_OF_A_THREAD
 from mcelbo_kernels.cuda.plan import Product, ThinPass
 from mcelbo_kernels.cuda.product import shared_sizes
-from mcelbo_kernels.cuda.samples import ROWS_OF_A_THREAD
 from mcelbo_kernels.cuda.sums import THREADS
 from mcelbo_kernels.cuda.thin import GROUPS, ROWS_OF_A_BLOCK, Thin, shape_for
 from mcelbo_kernels.cuda.tile import SLICE
@@ -81,7 +80,7 @@ def product(
 
 def hidden(span: Span, index: int) -> Launch:
     """Return the launch of the output of a layer before the last."""
-    kind, item, rows, gradient = span.kind, span.plan.forward[index], span.rows, span.kind.need.gradient
+    kind, item, rows, gradient = span.kind, span.plan.forward[index], span.rows, span.kind.leaves_slope(index)
     inputs, outputs = kind.widths[index : index + 2]
     left = rows * outputs * (1 + gradient)
     return product(
@@ -92,6 +91,7 @@ def hidden(span: Span, index: int) -> Launch:
         inputs,
         counts.OF_A_HIDDEN_CELL[gradient].plus(counts.of_activation(kind.activations[index].name, gradient)),
         beside=up(rows, item.tile.height) * outputs,
+        shared=4 * item.tile.height,
         written=left,
         given=outputs * (inputs + 1),
         kept=rows * inputs + left,

@@ -31,7 +31,7 @@ def errors(span: Span) -> Launch:
 
 def latents(span: Span) -> Launch:
     """Return the launch of the posterior's gradients."""
-    latent, n, parts = span.kind.widths[0], span.kind.samples, span.plan.latent_parts
+    latent, n, parts = span.kind.widths[0], span.kind.samples, span.plan.parts_of_dz
     lanes, number = lanes_for(latent), span.data(n)
     blocks, read = up(latent, lanes) * number, parts * span.rows * latent
     of_rows = span.redrawn.plus(counts.OF_A_PART.times(parts)).times(span.rows * up(latent, lanes) * lanes)

@@ -1,0 +1,135 @@
+"""The CUDA kernels that calls can reach, as lists for the tests of their machine code.
+
+All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option: all activations and
+likelihoods with all gradients, which take the most registers, in both precisions; every other combination of the last
+layer's flags once; every sampler, number of lanes and tile. `REPRESENTATIVE` has one of each kernel for each tile and
+precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+from mcelbo_kernels.cuda import layers, quadratic, samples, sums, thin
+from mcelbo_kernels.cuda.noise import INJECTED
+from mcelbo_kernels.cuda.seam import Kernel, float32, float64
+from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_DOUBLE, Tile
+from mcelbo_kernels.numerics import cells
+from mcelbo_kernels.problem import ACTIVATIONS, SAMPLERS
+
+REALS = (float32, float64)
+TILES = {LARGE: "large", SMALL: "small", NARROW: "narrow", SMALL_DOUBLE: "small", NARROW_DOUBLE: "narrow"}
+DOUBLE = (SMALL_DOUBLE, NARROW_DOUBLE)
+TILED = [(tile, float64 if tile in DOUBLE else float32) for tile in TILES]
+OUTPUTS = [(name, cell) for cell, family in cells.BY_NAME.items() for name in family.outputs or ACTIVATIONS]
+# gradient, weighted, by_data, by_weight: each of the last two is a gradient, by_weight that of the weights
+FLAGS = [flags for flags in product((False, True), repeat=4) if flags[0] >= max(flags[2:]) and flags[1] >= flags[3]]
+LANES = (1, 2, 4, 8, 16, 32)
+
+
+class Case(NamedTuple):
+    """A kernel that a call can reach: what tests call it, its precision, its tile if it has one, and how to make it."""
+
+    name: str
+    real: Any
+    tile: Tile | None
+    make: Callable[[], Kernel]
+
+    @property
+    def single(self) -> bool:
+        """Whether it computes in single precision alone; the second stage adds up in double precision."""
+        return bool(self.real == float32) and not self.name.startswith("sums.")
+
+
+def _case(make: Callable[..., Kernel], *arguments: Any, real: Any, tile: Tile | None = None, **options: Any) -> Case:
+    """Name a kernel after its options."""
+    words = [
+        word if value is True else str(value)
+        for word, value in options.items()
+        if value is not False and value is not None
+    ]
+    size = [] if tile is None else [TILES[tile]]
+    function = f"{make.__module__.rpartition('.')[2]}.{make.__name__}"
+    return Case("-".join((function, *size, str(real), *words)), real, tile, partial(make, *arguments))
+
+
+def _layer(make: Callable[..., Kernel], spec: Any) -> Case:
+    """Return the case of a layer's kernel."""
+    return _case(make, spec, **spec._asdict())
+
+
+def _tiled(options: Sequence[Any]) -> Iterator[tuple[tuple[Tile, Any], Any]]:
+    """Yield each option with the large tile, and with the small and the narrow one in a precision each, by turns."""
+    for turn, option in enumerate(options):
+        for tile in (LARGE, (SMALL, NARROW)[turn % 2], DOUBLE[(turn + 1) % 2]):
+            yield (tile, float64 if tile in DOUBLE else float32), option
+
+
+def _hidden() -> Iterator[Case]:
+    for tile, real in TILED:
+        yield _layer(layers.hidden, layers.Hidden(tile, real, "identity", False))
+    for (tile, real), name in _tiled(ACTIVATIONS):
+        yield _layer(layers.hidden, layers.Hidden(tile, real, name, True))
+
+
+def _last() -> Iterator[Case]:
+    for turn, flags in enumerate(FLAGS[:-1]):
+        yield _layer(layers.last, layers.Last(*TILED[turn % len(TILED)], *OUTPUTS[turn], *flags))
+    for tiled, output in _tiled(OUTPUTS):
+        yield _layer(layers.last, layers.Last(*tiled, *output, *FLAGS[-1]))
+
+
+def _gradients() -> Iterator[Case]:
+    for tiled, flag in product(TILED, (False, True)):
+        yield _layer(layers.backward, layers.Backward(*tiled, flag))
+        yield _layer(layers.weight_gradient, layers.WeightGradient(*tiled, flag))
+
+
+def _thin() -> Iterator[Case]:
+    samplers = (INJECTED, *SAMPLERS)
+    for turn, (name, cell) in enumerate(OUTPUTS):
+        latent, real, flag = 1 + turn % thin.MOST_LATENTS, REALS[turn // 2 % 2], turn % 3 == 0
+        shape = thin.shape_for(784, latent)
+        spec = thin.Thin(real, name, cell, samplers[turn % 4], True, flag, flag, latent, *shape)
+        yield _case(thin.thin, spec, **spec._asdict())
+        value = spec._replace(gradient=False, upstream=False)
+        yield _case(thin.thin, value, **value._asdict())
+
+
+def _quadratic() -> Iterator[Case]:
+    for tiled, flags in product(TILED, ((False, True), (True, False), (True, True))):
+        yield _layer(quadratic.form, quadratic.Form(*tiled, *flags))
+    for tile, real in TILED:
+        yield _layer(layers.hidden, layers.Hidden(tile, real, "relu", True, True))
+        yield _layer(layers.backward, layers.Backward(tile, real, False, True))
+        yield _layer(layers.weight_gradient, layers.WeightGradient(tile, real, False, True))
+        if real == float64:
+            yield _layer(layers.backward, layers.Backward(tile, real, False, True, float32))
+
+
+def _samples() -> Iterator[Case]:
+    for turn, (sampler, real) in enumerate(product((INJECTED, *SAMPLERS), REALS)):
+        yield _case(samples.draw, sampler, real, real=real, sampler=sampler)
+        lanes = LANES[turn % len(LANES)]
+        for upstream in (False, True):
+            arguments = (sampler, real, lanes, upstream)
+            yield _case(sums.latent_gradient, *arguments, real=real, sampler=sampler, lanes=lanes, upstream=upstream)
+
+
+def _sums() -> Iterator[Case]:
+    for real in REALS:
+        yield _case(sums.finish_errors, real, real=real)
+        for flag in (False, True):
+            yield _case(sums.moments, real, flag, real=real, beside=flag)
+            for groups in (1, 8, 32):
+                yield _case(sums.parameter_gradient, real, groups, flag, real=real, groups=groups, symmetric=flag)
+        for upstream in (False, True):
+            yield _case(sums.pixel_gradient, real, upstream, real=real, upstream=upstream)
+
+
+SPECIALISATIONS = [*_quadratic(), *_hidden(), *_last(), *_gradients(), *_thin(), *_samples(), *_sums()]
+# what does most comes last
+REPRESENTATIVE = list({(case.make.func, case.real, case.tile): case for case in SPECIALISATIONS}.values())
