@@ -221,6 +221,12 @@ def test_double_precision_takes_twice_the_bytes() -> None:
     assert single[0].written * 2 == double[0].written
 
 
+def test_a_quadratic_form_is_refused() -> None:
+    kind = gpu_model.kind_of(BY_NAME["affine-linear"])
+    with pytest.raises(NotImplementedError, match="quadratic form"):
+        launches(kind._replace(cell=layout.QUADRATIC))
+
+
 def test_the_printed_tables() -> None:
     file = StringIO()
     gpu_model.main(["affine", "seed"], Console(file=file, width=gpu_model.WIDTH))

@@ -36,7 +36,14 @@ def launches(kind: Kind, registers: Mapping[str, int] = REGISTERS_TAKEN) -> list
         Its samples begin at a multiple of four.
     registers : mapping from kernels' first names to int
         Registers of a thread where they are known; others take what the launch bounds leave.
+
+    Raises
+    ------
+    NotImplementedError
+        For a quadratic form, whose launches are not modelled.
     """
+    if kind.quadratic:
+        raise NotImplementedError("the launches of a quadratic form are not modelled")
     plan, memory = plan_of(kind), Bytes()
     target: Any = memory
     chunk_memory(plan, target)

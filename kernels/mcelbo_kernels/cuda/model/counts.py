@@ -44,10 +44,10 @@ class Count(NamedTuple):
 # For a thread and slice, fetched, put down and loaded again; for a thread before and after, and more in the last layer.
 OF_A_SLICE = {
     LARGE: Count(0, 95),
-    SMALL: Count(0, 120),
-    NARROW: Count(0, 130),
-    SMALL_DOUBLE: Count(0, 108),
-    NARROW_DOUBLE: Count(0, 118),
+    SMALL: Count(0, 114),
+    NARROW: Count(0, 128),
+    SMALL_DOUBLE: Count(0, 107),
+    NARROW_DOUBLE: Count(0, 116),
 }
 OF_A_TILE, OF_A_LAST_TILE = Count(0, 300), Count(16, 200, 2)
 # For a number of a product that is only stored, or multiplied by a slope first; for a number of da in a bias's sum.

@@ -80,7 +80,7 @@ def product(
 
 def hidden(span: Span, index: int) -> Launch:
     """Return the launch of the output of a layer before the last."""
-    kind, item, rows, gradient = span.kind, span.plan.forward[index], span.rows, span.kind.need.gradient
+    kind, item, rows, gradient = span.kind, span.plan.forward[index], span.rows, span.kind.leaves_slope(index)
     inputs, outputs = kind.widths[index : index + 2]
     left = rows * outputs * (1 + gradient)
     return product(
@@ -91,6 +91,7 @@ def hidden(span: Span, index: int) -> Launch:
         inputs,
         counts.OF_A_HIDDEN_CELL[gradient].plus(counts.of_activation(kind.activations[index].name, gradient)),
         beside=up(rows, item.tile.height) * outputs,
+        shared=4 * item.tile.height,
         written=left,
         given=outputs * (inputs + 1),
         kept=rows * inputs + left,

@@ -14,7 +14,7 @@ from mcelbo_kernels.cuda.schedule import data
 from mcelbo_kernels.cuda.seam import Kernel
 from mcelbo_kernels.cuda.tile import REGISTERS
 
-MOST_REGISTERS = 255
+MOST_REGISTERS, ALLOTTED = 255, 8  # of a thread, and at a time
 LOADS = 4  # that a loop waits for together, as the compiler unrolls it
 WIDE = 8  # bytes of a float64
 
@@ -44,7 +44,7 @@ class Span(NamedTuple):
 
     def launch(self, kernel: Kernel, blocks: tuple[int, int], instructions: Count, **fields: Any) -> Launch:
         """Return a launch, whose bytes are given as numbers of the problem's precision."""
-        item, bound = self.kind.dtype.itemsize, REGISTERS // (kernel.threads * kernel.blocks)
+        item, bound = self.kind.dtype.itemsize, REGISTERS // (kernel.threads * kernel.blocks) // ALLOTTED * ALLOTTED
         registers = min(bound, MOST_REGISTERS, self.registers.get(kernel.name.partition(" ")[0], MOST_REGISTERS))
         fields |= {key: item * fields.get(key, 0) for key in ("read", "written", "given", "kept")}
         fields |= instructions._asdict() | {"chunk": self.size, "double": item == WIDE}
