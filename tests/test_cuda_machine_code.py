@@ -2,7 +2,7 @@
 
 For compute capabilities 8.0 and 9.0 all of `SPECIALISATIONS` are compiled, for 7.5 and 10.0 those of `REPRESENTATIVE`,
 and without `slow` those of float32 for 9.0 alone, with the large tile. With MCELBO_COMPILE_ALL=1 in the environment all
-are compiled for all four, as `.ci/run` does.
+are compiled for all four.
 """
 
 from __future__ import annotations

@@ -178,6 +178,6 @@ def zeros(like: Sequence[Tensor | None], need: Sequence[bool]) -> list[Tensor]:
     first = like[0]
     assert first is not None
     return [
-        torch.zeros_like(tensor) if needed and tensor is not None else first.new_empty(0)
+        tensor.new_zeros(tensor.shape) if needed and tensor is not None else first.new_empty(0)
         for tensor, needed in zip(like, need, strict=True)
     ]

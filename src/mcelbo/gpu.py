@@ -6,7 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,11 @@ class TorchTarget:
     """A GPU with torch's allocator, on the stream that is torch's current one."""
 
     def __init__(self, device: torch.device) -> None:
+        from mcelbo_kernels.cuda.seam import make_current
+
         self.device = device
+        # torch does not in a thread that has not yet launched anything
+        make_current(torch.cuda.current_device())
         self.capability = torch.cuda.get_device_capability(device)
         self.stream = torch.cuda.current_stream(device).cuda_stream
 
@@ -139,9 +143,9 @@ def held(tensor: Tensor) -> DeviceArray:
     return DeviceArray(owner.data_ptr(), tuple(owner.shape), dtype, owner)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _copy(numbers: bytes, device: torch.device) -> Tensor:
-    # a captured graph replays what it found in memory, and cannot copy it there
+    # kept for good: a captured graph replays what it found in memory, and cannot copy it there
     return torch.frombuffer(bytearray(numbers), dtype=torch.uint8).to(device)
 
 

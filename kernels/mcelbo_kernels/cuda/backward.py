@@ -5,7 +5,7 @@ Rows are a chunk's samples; a layer takes I inputs to O outputs. All matrices li
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.layers import position
@@ -37,7 +37,7 @@ class Backward(NamedTuple):
 
 
 # dh = da W;   da of the layer before, in place of its slope, or a part of dz, or of any other product
-@lru_cache
+@cache
 def backward(spec: Backward) -> Kernel:
     """Return the kernel from da (rows, O) to the gradient of the layer's input (rows, I).
 
@@ -96,7 +96,7 @@ class WeightGradient(NamedTuple):
 
 
 # dW += sum_q g da^T h,   dc += sum_q g da,   for a part of the rows
-@lru_cache
+@cache
 def weight_gradient(spec: WeightGradient) -> Kernel:
     """Return the kernel from da (rows, O) and h (rows, I) to (parts, O I + O), the weight's gradient, then the bias's.
 

@@ -7,7 +7,7 @@ waiting. Their terms are added up in the precision of the problem, and all else 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.cell import evaluation
@@ -33,7 +33,7 @@ class Errors(NamedTuple):
 
 
 # sums[part, b i] = sum over a part of the pixels j of w t,   dy[b, i, j] = w (g dt/dy)
-@lru_cache
+@cache
 def errors(spec: Errors) -> Kernel:
     """Return the kernel from y (rows, m) to the errors' parts (parts, rows) and dy; a row belongs to 2^shift threads.
 
@@ -96,7 +96,7 @@ class Gradients(NamedTuple):
 
 
 # dx[part, b, j] = sum over a part of the samples i of w (g dt/dx),   dw[part, b, j] = sum of g t
-@lru_cache
+@cache
 def gradients(spec: Gradients) -> Kernel:
     """Return the kernel from y (B, c, m) to the parts of dx and dw (parts, B, m), 2^shift pixels a block."""
     real, likelihood, weighted, by_data, by_weight = spec
@@ -150,7 +150,7 @@ def gradients(spec: Gradients) -> Kernel:
 
 
 # result[q] = sum over parts
-@lru_cache
+@cache
 def add_parts() -> Kernel:
     """Return the kernel that adds up the rows of a matrix (parts, count), 2^shift columns a block."""
 

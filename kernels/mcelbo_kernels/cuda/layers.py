@@ -6,7 +6,7 @@ layer leaves its input h (rows, I) and, in place of its activation's slope, da (
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.cell import activation, evaluation
@@ -67,7 +67,7 @@ class Hidden(NamedTuple):
 
 # h' = f(h W^T + c), f'(a);   h' - h0 where it is centred: here that is a load, mostly from the cache, for each sum of I
 # terms; a kernel of its own would move 8 bytes a number again and be a launch
-@lru_cache
+@cache
 def hidden(spec: Hidden) -> Kernel:
     """Return the kernel from h (rows, I) to h' (rows, O) and, with gradients, the activation's slope (rows, O)."""
     tile, real, _, gradient, centred = spec
@@ -133,7 +133,7 @@ class Last(NamedTuple):
 
 
 # a = h W^T + c,   t = w cell(a, x),   da = w dt/da,   dx = w dt/dx,   dw = cell(a, x)
-@lru_cache
+@cache
 def last(spec: Last) -> Kernel:
     """Return the kernel from h (rows, I) to the sums of t over each tile's columns (tiles, rows), and what is left."""
     tile, real, (_, _, _, _, gradient, weighted, by_data, by_weight) = spec.tile, spec.real, spec

@@ -11,7 +11,7 @@ import numpy as np
 
 from mcelbo_kernels.cuda.noise import INJECTED
 from mcelbo_kernels.cuda.seam import float32, float64
-from mcelbo_kernels.cuda.thin import MOST_LATENTS, ROWS_OF_A_BLOCK
+from mcelbo_kernels.cuda.thin import MOST_LATENTS, MOST_PIXELS, ROWS_OF_A_BLOCK
 from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SLICE, SMALL, SMALL_DOUBLE, Tile
 from mcelbo_kernels.problem import Activation, Need, Problem
 
@@ -19,9 +19,12 @@ from mcelbo_kernels.problem import Activation, Need, Problem
 QUADRATIC = "quadratic"
 # What a chunk leaves for its gradients stays in the second-level cache of an A100 or H100 (40 and 50 MB).
 BYTES_OF_A_CHUNK = 32 << 20
-FEWEST_ROWS, MOST_ROWS = 1024, 1 << 20
+# Fewer rows than these would leave multiprocessors idle; where a row is so wide that they outgrow this, they may.
+FEWEST_ROWS, MOST_BYTES = 1024, 256 << 20
+MOST_ROWS = 1 << 20
 # Two blocks for each multiprocessor of an H100.
 ENOUGH_BLOCKS = 264
+MOST_PARTS = 65535  # that a grid can have along y
 # A sum in single precision ends after so many terms, and a cut one is not shorter than this.
 LONGEST_SUM, SHORTEST_SUM = 1024, 256
 
@@ -54,7 +57,7 @@ class Kind(NamedTuple):
     @property
     def thin(self) -> bool:
         """Whether one pass over a few latents' pixels keeps nothing of them."""
-        few = len(self.widths) == 2 and 1 <= self.widths[0] <= MOST_LATENTS
+        few = len(self.widths) == 2 and 1 <= self.widths[0] <= MOST_LATENTS and self.widths[1] <= MOST_PIXELS
         return few and not (self.quadratic or self.need.x or self.need.weight)
 
     @property
@@ -118,14 +121,15 @@ def tile_for(rows: int, columns: int, real: Any, parts: int = 1) -> Tile:
 def rows_of_a_chunk(kind: Kind) -> int:
     """Return the rows of a chunk: all there are, or chunks of nearly one length in whole tiles."""
     latent, *hidden, pixels = kind.widths
-    numbers = latent + sum(hidden)
+    numbers = latent + sum(hidden) + up(pixels, SMALL.width)
     if kind.thin:
         numbers = (1 + latent) * (1 + pixels // ROWS_OF_A_BLOCK)
     elif kind.need.gradient:
         numbers += latent + sum(hidden)
         numbers += 0 if kind.quadratic else pixels * (1 + kind.need.x + kind.need.weight)
-    affordable = BYTES_OF_A_CHUNK // max(1, numbers * kind.dtype.itemsize)
-    chunks = max(1, up(kind.rows, min(MOST_ROWS, max(FEWEST_ROWS, affordable))))
+    of_a_row = max(1, numbers * kind.dtype.itemsize)
+    fewest = max(LARGE.height, min(FEWEST_ROWS, MOST_BYTES // of_a_row))
+    chunks = max(1, up(kind.rows, min(MOST_ROWS, max(fewest, BYTES_OF_A_CHUNK // of_a_row))))
     return max(1, up(kind.rows, chunks * LARGE.height)) * LARGE.height
 
 
@@ -145,7 +149,7 @@ class Cut(NamedTuple):
 def cut(tile: Tile, blocks: int, terms: int) -> Cut:
     """Cut a sum so that there are enough blocks, and none is longer than a sum in single precision may be."""
     parts = max(up(terms, LONGEST_SUM), min(up(ENOUGH_BLOCKS, max(1, blocks)), up(terms, SHORTEST_SUM)))
-    piece = max(1, up(up(terms, max(1, parts)), SLICE)) * SLICE
+    piece = max(1, up(up(terms, max(1, min(parts, MOST_PARTS))), SLICE)) * SLICE
     return Cut(tile, max(1, up(terms, piece)), piece)
 
 

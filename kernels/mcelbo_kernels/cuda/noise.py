@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,7 +175,7 @@ def rows_of_draws(sampler: str, real: Any, of_one: Any, f: Any) -> Any:
 
 
 # out[b, i] = eps[b, i]
-@lru_cache
+@cache
 def fill_noise(sampler: str, real: Any) -> Kernel:
     """Return the kernel that draws eps (count, d) itself."""
 

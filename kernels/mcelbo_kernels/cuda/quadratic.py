@@ -10,7 +10,7 @@ They take a number or two to a thread and are as fast as memory, so that they ad
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.layers import position, row_sums
@@ -40,7 +40,7 @@ class Form(NamedTuple):
 
 
 # u = delta G,   t = delta (u - 2 a),   dh = 2 (u - a), times the slope of the activation before it, or dz
-@lru_cache
+@cache
 def form(spec: Form) -> Kernel:
     """Return the kernel from delta (rows, H) to the sums of t over each tile's columns (tiles, rows), and da or dz.
 
@@ -102,7 +102,7 @@ def added(sums, parts, size, at):
 
 
 # r0 = x - (h0 W^T + c),   w r0,   fit[b] = sum_j w r0^2
-@lru_cache
+@cache
 def centre_errors(real: Any, weighted: bool, by_weight: bool) -> Kernel:
     """Return the kernel from the parts of h0 W^T in float64 to w r0 (B, m), r0 where dw needs it, and the fit (B,).
 
@@ -145,7 +145,7 @@ class Residuals(NamedTuple):
 
 
 # w P = w r0 - w v W^T,   dx = 2 w P
-@lru_cache
+@cache
 def residuals(spec: Residuals) -> Kernel:
     """Return the kernel from w r0 and the parts of v W^T to w P and dx, all (B, m); for dw v W^T replaces its parts."""
     real, weighted, by_data, by_weight, by_layer = spec
@@ -168,7 +168,7 @@ def residuals(spec: Residuals) -> Kernel:
 
 
 # dW = -2 ((w P)^T h0 + (w r0)^T v) + 2 w (W S),   dc = -2 sum_b w P
-@lru_cache
+@cache
 def layer_gradient(real: Any, weighted: bool) -> Kernel:
     """Return the kernel from the parts of dW's products to the gradients of the last layer's weight and bias.
 
@@ -195,7 +195,7 @@ def layer_gradient(real: Any, weighted: bool) -> Kernel:
 
 
 # dw = sum_b r0 (r0 - 2 v W^T) + sum_k (W S)_k W_k
-@lru_cache
+@cache
 def pixel_weight_gradient(real: Any) -> Kernel:
     """Return the kernel from r0 and v W^T (B, m), and the parts of W S (m, H), to the gradient of the shared weights.
 

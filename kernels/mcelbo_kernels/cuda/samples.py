@@ -13,7 +13,7 @@ dlogvar needs them: z - mu would lose them beside a large mu.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from mcelbo_kernels.cuda.noise import THREADS, rows_of_draws, source_type
@@ -23,7 +23,7 @@ from mcelbo_kernels.numerics.elementary import exp
 
 
 # z[q] = mu[b] + sigma[b] eps[b, i] for rows begin to begin + count - 1 of all samples
-@lru_cache
+@cache
 def draw(sampler: str, real: Any, centred: bool = False) -> Kernel:
     """Return the kernel that draws z (count, d), or s = z - mu where it is centred.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from functools import lru_cache
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -168,7 +168,7 @@ class Binding:
         return self(value) if isinstance(value, Dispatcher) else value
 
 
-@lru_cache
+@cache
 def binding(real: Any) -> Callable[[Any], Any]:
     """Return what binds the shared functions to the twins of a precision."""
     # the simulator runs Python, which calls what is compiled for the CPU

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ __all__ = [
     "launch",
     "libdevice",
     "machine_code",
+    "make_current",
     "pointer",
     "ptx_of",
     "tuple_of",
@@ -103,7 +105,8 @@ def machine_code(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, st
     """Return a kernel's machine code and the name of its entry, from the cache or compiled."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
-    key = f"{kernel.name} {capability} {version('numba-cuda')}"
+    versions = [version(package) for package in ("numba-cuda", "cuda-bindings", "cuda-core")]
+    key = f"{kernel.name} {capability} {versions}"
     path = (
         None if _compile.DIRECTORY is None else _compile.DIRECTORY / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
     )
@@ -117,7 +120,7 @@ def machine_code(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, st
     code: bytes = Linker(ObjectCode.from_ptx(text.encode()), options=options).link("cubin").code
     if path is not None:
         with suppress(OSError):
-            unfinished = path.with_suffix(f".{os.getpid()}")
+            unfinished = path.with_suffix(f".{os.getpid()}-{get_ident()}")
             unfinished.write_bytes(entry.encode() + b"\n" + code)
             unfinished.replace(path)
     return code, entry
@@ -138,6 +141,13 @@ def driver_version() -> int:
 
     _, number = driver.cuDriverGetVersion()
     return int(number)
+
+
+def make_current(ordinal: int) -> None:
+    """Make a device the current one of this thread, where it may be the first to ask for any."""
+    from cuda.core import Device
+
+    Device(ordinal).set_current()
 
 
 @lru_cache(maxsize=64)

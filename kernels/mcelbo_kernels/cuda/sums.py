@@ -7,7 +7,7 @@ number k has the rows from max(b n, begin) on, with b = begin // n + k. Blocks c
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from mcelbo_kernels.cuda.noise import draws, source_type
@@ -61,7 +61,7 @@ def lanes_for(columns: int) -> int:
 
 
 # T[q] = sum over tiles of columns
-@lru_cache
+@cache
 def finish_errors(real: Any) -> Kernel:
     """Return the kernel from the last layer's sums (tiles, rows) to the errors (B n,), from number `begin` on."""
 
@@ -77,7 +77,7 @@ def finish_errors(real: Any) -> Kernel:
 
 
 # mean[b] = shift + s / n,   squares[b] = s2 - s^2 / n,   s = sum_i (T - shift),   s2 = sum_i (T - shift)^2
-@lru_cache
+@cache
 def moments(real: Any, beside: bool = False) -> Kernel:
     """Return the kernel that adds a chunk's errors to (shift, s, s2) of each datum: the shift is the first error.
 
@@ -114,8 +114,9 @@ def moments(real: Any, beside: bool = False) -> Kernel:
         halve(second_order, t)
         if t == 0:
             s, s2 = s + first_order[0], s2 + second_order[0]
-            waiting[3 * b], waiting[3 * b + 1], waiting[3 * b + 2] = shift, s, s2
-            if ends:
+            if not ends:
+                waiting[3 * b], waiting[3 * b + 1], waiting[3 * b + 2] = shift, s, s2
+            else:
                 about = s / n
                 square = s2 - s * about
                 mean[b] = shift + about + (constant[b] if beside else float64(0))
@@ -126,7 +127,7 @@ def moments(real: Any, beside: bool = False) -> Kernel:
 
 
 # dmu[b] = scale sum_q g dz[q],   dlogvar[b] = scale sum_q g dz[q] s[q] / 2
-@lru_cache
+@cache
 def latent_gradient(sampler: str, real: Any, lanes: int, upstream: bool) -> Kernel:
     """Return the kernel from the parts of dz (parts, rows, d) to the posterior's gradients; eps is drawn again."""
     one, exponential, half, halve = draws(sampler, real).one, binding(real)(exp), real(0.5), halving(lanes)
@@ -159,8 +160,9 @@ def latent_gradient(sampler: str, real: Any, lanes: int, upstream: bool) -> Kern
             mean, variance = of_mu[t], of_logvar[t]
             if begin + start != b * n:
                 mean, variance = mean + waiting[2 * at], variance + waiting[2 * at + 1]
-            waiting[2 * at], waiting[2 * at + 1] = mean, variance
-            if ends:
+            if not ends:
+                waiting[2 * at], waiting[2 * at + 1] = mean, variance
+            else:
                 # sigma / 2 is the same for all of them
                 deviation = half * exponential(half * logvar[at])
                 dmu[at], dlogvar[at] = real(mean * scale), real(variance * deviation * scale)
@@ -173,7 +175,7 @@ def latent_gradient(sampler: str, real: Any, lanes: int, upstream: bool) -> Kern
 
 
 # dx[b] = scale sum_q g dx[q],   and dw[b] likewise
-@lru_cache
+@cache
 def pixel_gradient(real: Any, upstream: bool) -> Kernel:
     """Return the kernel from the rows' gradients (rows, m) to those of each datum's pixels.
 
@@ -199,8 +201,9 @@ def pixel_gradient(real: Any, upstream: bool) -> Kernel:
         if t < lanes and j < pixels:
             at = b * pixels + j
             total = sums[t] if begin + start == b * n else sums[t] + waiting[at]
-            waiting[at] = total
-            if ends:
+            if not ends:
+                waiting[at] = total
+            else:
                 result[at] = real(total * scale)
 
     wide, numbers = pointer(float64), pointer(real)
@@ -214,7 +217,7 @@ def pixel_gradient(real: Any, upstream: bool) -> Kernel:
 
 
 # dW = scale sum over parts and chunks,   dc likewise
-@lru_cache
+@cache
 def parameter_gradient(real: Any, groups: int, symmetric: bool = False) -> Kernel:
     """Return the kernel from a chunk's parts (parts, O I + O) to the gradients of a layer's weight and bias.
 

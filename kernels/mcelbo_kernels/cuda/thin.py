@@ -12,7 +12,7 @@ The general pass writes da and reads it twice, 12 bytes for each of a sample's p
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.cell import evaluation
@@ -26,6 +26,8 @@ MOST_LATENTS = 8
 ROWS_OF_A_BLOCK = 128  # of a block, whose samples lie in shared memory
 GROUPS = 8  # threads that add up one number over all threads of a block
 MOST_THREADS = 1024
+BYTES_OF_SUMS = 32 << 10  # of the 48 KB of shared memory that a block can have
+MOST_PIXELS = 1 << 22  # so many fewer tiles than a grid can have along y
 
 
 class Thin(NamedTuple):
@@ -58,8 +60,9 @@ class Thin(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Samples between two additions over the threads, so many that each number has its group of threads."""
-        return max(1, min(8, self.threads // (GROUPS * self.values)))
+        """Samples between two additions over the threads: each number has its group of them, and all room to lie."""
+        room = BYTES_OF_SUMS * 8 // (self.real.bitwidth * self.values * (self.threads + 2 * GROUPS))
+        return max(1, min(8, self.threads // (GROUPS * self.values), int(room)))
 
 
 def shape_for(pixels: int, latent: int) -> tuple[int, int]:
@@ -80,7 +83,7 @@ def shape_for(pixels: int, latent: int) -> tuple[int, int]:
     )
 
 
-@lru_cache
+@cache
 def thin(spec: Thin) -> Kernel:
     """Return the kernel that leaves T (tiles, rows), dz (tiles, rows, d) and the weights' gradients in parts.
 
