@@ -7,7 +7,8 @@ A chunk of rows takes, with L layers,
     L backward, L weight_gradient                   da from layer to layer, dz; dW and dc in parts
     latent_gradient, L parameter_gradient           the parts added up
 
-launches, those of gradients only where they are needed.
+launches, those of gradients only where they are needed. For one layer from few latents a single launch, see `thin`,
+takes the place of draw, last, backward and weight_gradient.
 """
 
 from __future__ import annotations
