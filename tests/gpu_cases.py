@@ -13,6 +13,8 @@ import mcelbo
 
 # "cpu" tests these tests, where there is no GPU: the chunked path is then what must be alike.
 DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+# where the stand-in would compile more CPU kernels than testing the tests is worth
+on_gpu_alone = pytest.mark.parametrize("device", DEVICES[1:], indirect=True)
 CPU = torch.device("cpu")
 # Of the largest number of a result: some hundred float32 terms in two orders, an epsilon for each of about a hundred
 # roundings; in float64 as many, and noise that is off by 2 ulp.

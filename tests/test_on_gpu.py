@@ -22,6 +22,7 @@ from tests.gpu_cases import (
     elbo,
     expected_squared_error,
     inputs,
+    on_gpu_alone,
     ulps,
     values_and_gradients,
 )
@@ -50,6 +51,7 @@ def test_every_loss(name: str, device: torch.device) -> None:
     compare(LOSSES[name], device)
 
 
+@on_gpu_alone
 @pytest.mark.parametrize("latent", [1, 2, 5, 40])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_decoder(decoder: str, latent: int, device: torch.device) -> None:
@@ -57,6 +59,7 @@ def test_every_decoder(decoder: str, latent: int, device: torch.device) -> None:
     compare(LOSSES["weighted, none"], device, decoder=decoder, latent=latent)
 
 
+@on_gpu_alone
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler(sampler: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -71,6 +74,7 @@ def test_any_number_of_samples(n: int, device: torch.device) -> None:
         compare(LOSSES[name], device, draw={"num_samples": n})
 
 
+@on_gpu_alone
 @pytest.mark.parametrize("decoder", ["identity", "narrow, identity"])
 def test_so_many_samples_that_a_quadratic_form_pays(decoder: str, device: torch.device) -> None:
     compare(expected_squared_error, device, decoder=decoder, draw={"num_samples": 5000})
@@ -134,6 +138,7 @@ def test_noise_is_the_cpus(sampler: str, dtype: torch.dtype, device: torch.devic
     assert ulps(ours.cpu(), mcelbo.noise(11, 4, 6, 5, **settings)) <= 2
 
 
+@on_gpu_alone
 @pytest.mark.parametrize("latent", [1, 3, 9])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_losses_draw_that_noise(sampler: str, latent: int, device: torch.device) -> None:
