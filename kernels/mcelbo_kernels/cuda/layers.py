@@ -1,4 +1,4 @@
-"""A layer's kernels: its output, the pixels' errors behind the last one, and the gradients back through it.
+"""A layer's kernels on the way forward: its output, and behind the last one the pixels' errors.
 
 Rows are a chunk's samples; layer l takes I inputs to O outputs. All matrices lie row after row. With gradients each
 layer leaves its input h (rows, I) and, in place of its activation's slope, da (rows, O).

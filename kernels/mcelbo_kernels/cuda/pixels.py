@@ -21,7 +21,7 @@ import numpy as np
 from mcelbo_kernels.cuda.decoded import AT_ONCE, Errors, Gradients, add_parts, errors, gradients
 from mcelbo_kernels.cuda.layout import ENOUGH_BLOCKS, up
 from mcelbo_kernels.cuda.seam import float32, float64
-from mcelbo_kernels.cuda.sums import THREADS, lanes_for
+from mcelbo_kernels.cuda.sums import THREADS, lanes_for, power_of_two
 from mcelbo_kernels.cuda.target import Target
 from mcelbo_kernels.decoded import DecodedErrors, check_decoded
 
@@ -84,11 +84,6 @@ class Cut(NamedTuple):
     lanes: int
     parts: int
     piece: int
-
-
-def power_of_two(size: int) -> int:
-    """Return the smallest power of two that is no smaller."""
-    return 1 << max(0, size - 1).bit_length()
 
 
 def cut_pixels(rows: int, pixels: int) -> Cut:

@@ -17,7 +17,7 @@ from mcelbo_kernels.cuda.layers import position, row_sums
 from mcelbo_kernels.cuda.operands import along_sum
 from mcelbo_kernels.cuda.product import product, shared_sizes
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, float64, int32, int64, pointer
-from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, MASK, THREADS, halving
+from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, MASK, THREADS, added, halving
 from mcelbo_kernels.cuda.tile import Tile, over_tile
 
 
@@ -90,15 +90,6 @@ def form(spec: Form) -> Kernel:
 
     signature = (*[numbers] * 5, int64, int64, int64, int32, int32)
     return Kernel(f"form {spec}", kernel, signature, tile.threads, tile.blocks(real))
-
-
-@device
-def added(sums, parts, size, at):
-    """Return number `at` of a matrix of so many numbers, which lies in parts, one behind the other."""
-    total = float64(0)
-    for part in range(parts):
-        total += sums[part * size + at]
-    return total
 
 
 # r0 = x - (h0 W^T + c),   w r0,   fit[b] = sum_j w r0^2

@@ -18,8 +18,8 @@ from numba.core.dispatcher import Dispatcher
 from mcelbo_kernels.cuda.seam import SIMULATED, cuda, device, float32, float64, int32, int64, libdevice, uint32, uint64
 from mcelbo_kernels.numerics import lanes, normal, philox, sobol, words
 
-# What computes with words of 64 bits; whatever else takes words takes those of 32.
 BITS = 32  # of direction numbers, which lie one latent after the other, lowest bit of the Gray code first
+# What computes with words of 64 bits; whatever else takes words takes those of 32.
 WIDE = (philox.turn, philox.rounds, philox.philox, normal.logarithm_float64, sobol.point)
 
 

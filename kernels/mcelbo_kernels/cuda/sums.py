@@ -29,6 +29,15 @@ def rows_of_datum(number, begin, count, n):
 
 
 @device
+def added(sums, parts, size, at):
+    """Return number `at` of a matrix of so many numbers, which lies in parts, one behind the other."""
+    total = float64(0)
+    for part in range(parts):
+        total += sums[part * size + at]
+    return total
+
+
+@device
 def halve(shared, t, lanes):
     """Add up shared[lane], shared[lane + lanes], ... into shared[lane]; `lanes` is a power of two."""
     cuda.syncthreads()
@@ -55,9 +64,14 @@ def groups_for(parts: int) -> int:
     return 1 if parts <= 8 else 8 if parts <= 128 else 32
 
 
+def power_of_two(size: int) -> int:
+    """Return the smallest power of two that is no smaller."""
+    return 1 << max(0, size - 1).bit_length()
+
+
 def lanes_for(columns: int) -> int:
     """Return how many neighbouring threads take neighbouring columns: a power of two up to a warp."""
-    return min(32, 1 << max(0, columns - 1).bit_length())
+    return min(32, power_of_two(columns))
 
 
 # T[q] = sum over tiles of columns
@@ -68,10 +82,7 @@ def finish_errors(real: Any) -> Kernel:
     def kernel(sums, tiles, count, begin, errors):
         q = int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
         if q < count:
-            total = float64(0)
-            for tile in range(tiles):
-                total += sums[tile * count + q]
-            errors[begin + q] = real(total)
+            errors[begin + q] = real(added(sums, tiles, count, q))
 
     return Kernel(f"finish_errors {real}", kernel, (pointer(real), int64, int64, int64, pointer(real)), THREADS, 1)
 
@@ -85,20 +96,13 @@ def moments(real: Any, beside: bool = False) -> Kernel:
     """
     halve = halving(1)
 
-    @device
-    def error(sums, tiles, count, q):
-        total = float64(0)
-        for tile in range(tiles):
-            total += sums[tile * count + q]
-        return total
-
     def kernel(sums, tiles, begin, count, n, waiting, constant, mean, squares):
         first_order = cuda.shared.array(THREADS, float64)
         second_order = cuda.shared.array(THREADS, float64)
         t = int64(cuda.threadIdx.x & MASK)
         b, start, stop, ends = rows_of_datum(int64(cuda.blockIdx.x), begin, count, n)
         if begin + start == b * n:
-            shift = error(sums, tiles, count, start)
+            shift = added(sums, tiles, count, start)
             # a difference of infinities would be NaN
             shift = shift if abs(shift) < INFINITY else float64(0)
             s = s2 = float64(0)
@@ -106,7 +110,7 @@ def moments(real: Any, beside: bool = False) -> Kernel:
             shift, s, s2 = waiting[3 * b], waiting[3 * b + 1], waiting[3 * b + 2]
         of_first = of_second = float64(0)
         for q in range(start + t, stop, THREADS):
-            shifted = error(sums, tiles, count, q) - shift
+            shifted = added(sums, tiles, count, q) - shift
             of_first += shifted
             of_second += shifted * shifted
         first_order[t], second_order[t] = of_first, of_second
@@ -145,9 +149,7 @@ def latent_gradient(sampler: str, real: Any, lanes: int, upstream: bool) -> Kern
         mean = variance = float64(0)
         if k < d:
             for q in range(start + (t >> shift), stop, groups):
-                total = float64(0)
-                for part in range(parts):
-                    total += dz[(part * count + q) * d + k]
+                total = added(dz, parts, count * d, q * d + k)
                 if upstream:
                     total *= g[begin + q]
                 mean += total
