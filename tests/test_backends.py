@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,16 @@ from mcelbo.anydecoder.reduction import reduced
 from mcelbo.sobol import directions
 from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import Draw
-from tests import cuda_targets
+from tests import cuda_targets  # isort: split
+
+from mcelbo_kernels.cuda import Place, Recording
+from mcelbo_kernels.cuda.recording import substituted
 
 
 class TorchMemory(cuda_targets.DeviceMemory):
     """A tensor's memory, which interpreted kernels read and write."""
+
+    address = 0  # of no use to whom memory itself is handed over
 
     def __init__(self, tensor: Tensor, written: bool = True) -> None:
         self.owner = tensor.detach().contiguous()
@@ -34,9 +39,26 @@ class TorchInterpreter(cuda_targets.Interpreter):
         """Return a tensor's memory."""
         return TorchMemory(tensor)
 
+    def upload(self, array: Any) -> TorchMemory:
+        """Return a copy in the device's memory."""
+        return TorchMemory(torch.from_numpy(array.copy()))
+
     def empty(self, count: int, dtype: Any) -> TorchMemory:
         """Return memory that must be written before it is read."""
         return TorchMemory(torch.empty(count, dtype=gpu.DTYPES[np.dtype(dtype)]), written=False)
+
+    def repeat(self, recording: Recording, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Launch what was recorded, every place in memory of its own."""
+        arrays: dict[Place, Any] = {
+            place: TorchMemory(tensor)
+            for place, tensor in zip(recording.inputs, inputs, strict=True)
+            if place is not None and tensor is not None
+        }
+        made = [*recording.scratch, *[place for place in recording.results if place is not None]]
+        arrays |= {place: self.empty(len(place), place.dtype) for place in made}
+        for launch in recording.launches:
+            self.launch(launch.kernel, launch.blocks, *substituted(launch, arrays))
+        return [None if place is None else arrays[place].owner for place in recording.results]
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ from mcelbo_kernels import _compile
 
 pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles the CUDA kernels, is not installed")
 
+from cuda.bindings import driver
 from numba.cuda import dispatcher
 
 from mcelbo_kernels.cuda import DeviceArray, seam, sums
 from mcelbo_kernels.cuda.seam import float32, float64, int32, int64
+
+C_TYPES = {int32: ctypes.c_int32, int64: ctypes.c_int64, float32: ctypes.c_float, float64: ctypes.c_double}
 
 
 @pytest.fixture
@@ -53,23 +57,45 @@ def test_a_cache_that_cannot_be_written_is_none(cache: Path, monkeypatch: pytest
     assert seam.machine_code(sums.finish_errors(float32), (8, 0))[0].startswith(b"\x7fELF")
 
 
-def test_what_a_launch_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    import cuda.core
+class Driver:
+    """What the driver is asked to launch, and finds in memory then."""
 
-    launched: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(cuda.core, "launch", lambda *arguments: launched.append(arguments))
-    monkeypatch.setattr(seam, "_stream", lambda handle: ("stream", handle))
-    monkeypatch.setattr(seam, "_loaded", lambda kernel, capability: (kernel.name, capability))
-    numbers = DeviceArray(1 << 40, (4,), np.dtype(np.float32), None)
-    numbers_type = seam.pointer(float32)
-    signature = (numbers_type, seam.tuple_of(int64, numbers_type), int32, float64)
-    kernel = seam.Kernel("name", lambda: None, signature, 64, 1)
-    seam.launch(kernel, (9, 0), 77, (3, 2), (numbers, (5, None), 6, 0.5))
-    ((stream, config, loaded, *values),) = launched
-    assert (stream, loaded) == (("stream", 77), ("name", (9, 0)))
-    assert (tuple(config.grid)[:2], tuple(config.block)) == ((3, 2), (64, 1, 1))
-    assert values == [1 << 40, 5, 0, 6, 0.5]
-    assert [type(value) for value in values] == [int, np.int64, int, np.int32, np.float64]
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: Any = driver.CUresult.CUDA_SUCCESS) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.answer = answer
+        monkeypatch.setattr(driver, "cuLaunchKernel", self.launch)
+        monkeypatch.setattr(seam, "_loaded", lambda kernel, capability: ((kernel, capability), None))
+
+    def launch(self, function: Any, *given: Any) -> tuple[Any]:
+        """Stand for the driver's function."""
+        (kernel, capability), (*sizes, stream, places, extra) = function, given
+        kinds = list(seam.flat(kernel.signature))
+        pointers = (ctypes.c_void_p * len(kinds)).from_address(places)
+        values = [
+            C_TYPES.get(kind, ctypes.c_uint64).from_address(at).value for kind, at in zip(kinds, pointers, strict=True)
+        ]
+        self.asked.append((kernel.name, capability, sizes, int(stream), values, extra))
+        return (self.answer,)
+
+
+ARRAY = seam.pointer(float32)
+SIGNATURE = (ARRAY, seam.tuple_of(int64, ARRAY), int32, float64, float32, int32)
+KERNEL = seam.Kernel("name", lambda: None, SIGNATURE, 64, 1)
+
+
+def test_what_a_launch_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Driver(monkeypatch).asked
+    numbers = DeviceArray(1 << 46, (4,), np.dtype(np.float32), None)
+    seam.launch(KERNEL, (9, 0), 77, (3, 2), (numbers, (-(1 << 40), None), 6, 0.1, -1.5, np.int32(-7)))
+    values = [1 << 46, -(1 << 40), 0, 6, 0.1, -1.5, -7]
+    assert asked == [("name", (9, 0), [3, 2, 1, 64, 1, 1, 0], 77, values, 0)]
+
+
+def test_a_refused_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    Driver(monkeypatch, driver.CUresult.CUDA_ERROR_INVALID_VALUE)
+    kernel = seam.Kernel("some kernel", lambda: None, (int32,), 64, 1)
+    with pytest.raises(RuntimeError, match="some kernel was not launched: CUDA_ERROR_INVALID_VALUE"):
+        seam.launch(kernel, (9, 0), 0, (1, 1), (1,))
 
 
 def test_too_few_arguments_are_refused() -> None:

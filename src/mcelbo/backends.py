@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,27 +18,32 @@ from mcelbo.sobol import directions
 from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Need, Problem
 
+if TYPE_CHECKING:
+    from mcelbo_kernels.cuda import Recording
+
 
 def problem_of(
-    array: Callable[[Tensor], Any],
+    array: Callable[[Any], Any],
     number: int,
-    x: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    weight: Tensor | None,
-    eps: Tensor | None,
-    tensors: Sequence[Tensor],
-    _seed: Tensor,
+    x: Any,
+    mu: Any,
+    logvar: Any,
+    weight: Any,
+    eps: Any,
+    parameters: Sequence[Any],
+    _seed: Any,
     cell: str,
-    activations: list[str],
-    activation_parameters: list[float],
+    activations: Sequence[str],
+    activation_parameters: Sequence[float],
     *draw: Any,
 ) -> Problem:
     """Return an op's arguments as a problem, whose arrays are what `array` makes of tensors, and the seed a number."""
     sampler, num_samples, datum_offset, sample_offset = draw
     layers = (
         Layer(array(w), array(b), Activation(name, parameter))
-        for w, b, name, parameter in zip(tensors[::2], tensors[1::2], activations, activation_parameters, strict=True)
+        for w, b, name, parameter in zip(
+            parameters[::2], parameters[1::2], activations, activation_parameters, strict=True
+        )
     )
     noise = None if eps is None else array(eps)
     return Problem(
@@ -56,11 +63,14 @@ def need_of(need: Sequence[bool]) -> Need:
     return Need(x, weight, mu, logvar, tuple(zip(layers[::2], layers[1::2], strict=True)))
 
 
-def in_order(found: Gradients, tensor: Callable[[Any], Tensor], like: Tensor) -> list[Tensor]:
-    """Return gradients in the order of an op's tensors, empty where nobody asked."""
-    of_layers = (gradient for pair in found.layers for gradient in pair)
-    ordered = (found.x, found.mu, found.logvar, found.weight, None, *of_layers)
-    return [like.new_empty(0) if gradient is None else tensor(gradient) for gradient in ordered]
+def ordered(found: Gradients) -> list[Any]:
+    """Return gradients in the order of an op's tensors, None where nobody asked."""
+    return [found.x, found.mu, found.logvar, found.weight, None, *(each for pair in found.layers for each in pair)]
+
+
+def in_order(found: Gradients, like: Tensor) -> list[Tensor]:
+    """Return gradients as tensors in the order of an op's, empty where nobody asked."""
+    return [like.new_empty(0) if array is None else torch.from_numpy(array) for array in ordered(found)]
 
 
 def cut(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -79,7 +89,7 @@ def sum_of_errors_on_cpu(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tenso
     problem = problem_of(as_array, int(inputs[5]), x, *inputs[:-1])
     moments, gradients = cpu.value_and_gradients(problem, need_of(inputs[-1]), torch.get_num_threads())
     mean = torch.from_numpy(moments.mean)
-    return mean.sum().to(x.dtype), mean, torch.from_numpy(moments.squares), in_order(gradients, torch.from_numpy, x)
+    return mean.sum().to(x.dtype), mean, torch.from_numpy(moments.squares), in_order(gradients, x)
 
 
 def errors_on_cpu(x: Tensor, *inputs: Any) -> Tensor:
@@ -92,52 +102,110 @@ def error_gradients_on_cpu(upstream: Tensor, x: Tensor, *inputs: Any) -> Tensor:
     *data, parameters, widths, seed = inputs[:7]
     problem = problem_of(as_array, int(seed), x, *data, layers_of(parameters, widths), seed, *inputs[7:-1])
     found = cpu.gradients(problem, as_array(upstream), need_of(inputs[-1]), torch.get_num_threads())
-    return torch.cat([gradient.flatten() for gradient in in_order(found, torch.from_numpy, x)])
+    return torch.cat([gradient.flatten() for gradient in in_order(found, x)])
 
 
 def sum_of_errors_on_gpu(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Return the op sum_of_errors; nothing here waits for the device."""
-    from mcelbo_kernels import cuda
-
-    *given, need = inputs
-    like = (x, *given[:4], *given[4])
+    *data, parameters, seed = inputs[:6]
+    need, like = inputs[-1], (x, *data, *parameters)
     if not len(x):
         nothing = x.new_empty(0, dtype=torch.float64)
         return x.new_zeros(()), nothing, nothing.clone(), zeros(like, need)
-    with target_on(x.device) as target:
-        problem = problem_of(target.hold, 0, x, *given)
-        seed = target.hold(given[5].reshape(1))
-        moments, gradients = cuda.value_and_gradients(problem, need_of(need), seed, target)
-    mean, squares = (array.owner for array in moments)  # type: ignore[attr-defined]
-    return mean.sum().to(x.dtype), mean, squares, in_shape(gradients, like, need)
+    mean, squares, *gradients = repeated("value_and_gradients", like, seed, inputs[6:-1], need)
+    assert mean is not None
+    assert squares is not None
+    return mean.sum().to(x.dtype), mean, squares, in_shape(gradients, like)
 
 
 def errors_on_gpu(x: Tensor, *inputs: Any) -> Tensor:
     """Return the op errors."""
-    from mcelbo_kernels import cuda
-
+    *data, parameters, seed = inputs[:6]
     if not len(x):
         return x.new_empty(0, inputs[-3])
-    with target_on(x.device) as target:
-        problem = problem_of(target.hold, 0, x, *inputs)
-        errors: Tensor = cuda.errors(problem, target.hold(inputs[5].reshape(1)), target).owner
+    (errors,) = repeated("errors", (x, *data, *parameters), seed, inputs[6:])
+    assert errors is not None
     return errors.view(len(x), -1)
 
 
 def error_gradients_on_gpu(upstream: Tensor, x: Tensor, *inputs: Any) -> Tensor:
     """Return the op error_gradients."""
-    from mcelbo_kernels import cuda
-
     *data, parameters, widths, seed = inputs[:7]
-    need, layers = inputs[-1], layers_of(parameters, widths)
-    like = (x, *data, *layers)
+    need, like = inputs[-1], (x, *data, *layers_of(parameters, widths))
     if not len(x):
         return torch.cat([gradient.flatten() for gradient in zeros(like, need)])
-    with target_on(x.device) as target:
-        problem = problem_of(target.hold, 0, x, *data, layers, seed, *inputs[7:-1])
-        factors = target.hold(upstream.to(x.dtype))
-        found = cuda.gradients(problem, factors, need_of(need), target.hold(seed.reshape(1)), target)
-    return torch.cat([gradient.flatten() for gradient in in_shape(found, like, need)])
+    gradients = repeated("gradients", like, seed, inputs[7:-1], need, upstream.to(x.dtype))
+    return torch.cat([gradient for gradient in gradients if gradient is not None])
+
+
+def repeated(
+    name: str,
+    tensors: Sequence[Tensor | None],
+    seed: Tensor,
+    settings: Sequence[Any],
+    need: Sequence[bool] = (),
+    upstream: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Return what a function of `mcelbo_kernels.cuda` computes of an op's tensors, by launches recorded before.
+
+    Parameters
+    ----------
+    name : str
+    tensors : sequence of Tensor or None
+        x, mu, logvar, weight, eps, and the layers' weights and biases.
+    seed : Tensor
+    settings : sequence
+        What the op takes beside tensors.
+    need : sequence of bool, optional
+        Which gradients are asked for.
+    upstream : Tensor, optional
+
+    Returns
+    -------
+    list of Tensor or None
+        Flat, in the function's order.
+    """
+    device, first = seed.device, tensors[0]
+    assert first is not None
+    shapes = tuple([None if tensor is None else tensor.shape for tensor in tensors])
+    fixed = tuple([tuple(each) if isinstance(each, list) else each for each in settings])
+    with target_on(device) as target:
+        recording = recorded(name, device, str(first.dtype), shapes, fixed, tuple(need))
+        return target.repeat(recording, (*tensors, seed, upstream))
+
+
+@lru_cache(maxsize=512)
+def recorded(
+    name: str,
+    device: torch.device,
+    dtype: str,
+    shapes: tuple[tuple[int, ...] | None, ...],
+    settings: tuple[Any, ...],
+    need: tuple[bool, ...],
+) -> Recording:
+    """Record the launches of a kind of call; see `repeated`."""
+    from mcelbo_kernels import cuda
+
+    real = np.dtype(dtype.removeprefix("torch."))
+    places = [None if shape is None else cuda.Place(tuple(shape), real) for shape in shapes]
+    seed = cuda.Place((1,), np.dtype(np.int64))
+    x, mu, logvar, weight, eps, *parameters = places
+    problem = problem_of(lambda place: place, 0, x, mu, logvar, weight, eps, parameters, seed, *settings)
+    upstream = cuda.Place((len(problem.x), problem.draw.num_samples), real) if name == "gradients" else None
+
+    def call(target: cuda.Target) -> list[Any]:
+        if name == "errors":
+            return [cuda.errors(problem, seed, target)]
+        moments: Sequence[Any] = ()
+        if name == "gradients":
+            found = cuda.gradients(problem, upstream, need_of(need), seed, target)
+        else:
+            moments, found = cuda.value_and_gradients(problem, need_of(need), seed, target)
+        # those of mu and logvar come together
+        return [*moments, *[each if needed else None for each, needed in zip(ordered(found), need, strict=True)]]
+
+    with target_on(device) as target:
+        return cuda.record(call, [*places, seed, upstream], target)
 
 
 def noise_on_gpu(draw: Draw, batch: int, latent: int, real: Any, seed: Tensor) -> Tensor:
@@ -164,12 +232,13 @@ def decoded_errors_on_gpu(
     return [None if owner is None else owner.view(shape) for owner, shape in zip(owners, shapes, strict=True)]
 
 
-def in_shape(found: Gradients, like: Sequence[Tensor | None], need: Sequence[bool]) -> list[Tensor]:
-    """Return a device's flat gradients as tensors like those they belong to, empty where nobody asked."""
-    flat = in_order(found, lambda array: array.owner, like[0])  # type: ignore[arg-type]
+def in_shape(found: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return a device's flat gradients in the shapes of the tensors they belong to, empty where nobody asked."""
+    (first, *_) = like
+    assert first is not None
     return [
-        gradient.view(tensor.shape) if needed and tensor is not None else gradient.new_empty(0)
-        for gradient, tensor, needed in zip(flat, like, need, strict=True)
+        first.new_empty(0) if gradient is None or tensor is None else gradient.view(tensor.shape)
+        for gradient, tensor in zip(found, like, strict=True)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mcelbo_kernels.cuda import DeviceArray
+    from mcelbo_kernels.cuda.recording import Recording
 
 PACKAGES = ("numba-cuda", "cuda-core", "cuda-bindings")
 LOWEST_CAPABILITY = (7, 5)
@@ -132,6 +133,21 @@ class TorchTarget:
         from mcelbo_kernels.cuda import seam
 
         seam.launch(kernel, self.capability, self.stream, blocks, arguments)
+
+    def repeat(self, recording: Recording, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Launch what was recorded with these inputs, and return the results, flat."""
+        from mcelbo_kernels.cuda import seam
+
+        given = [tensor.contiguous() for tensor in inputs if tensor is not None]
+        scratch = torch.empty(recording.size, dtype=torch.uint8, device=self.device)
+        results = [
+            None if place is None else torch.empty(place.shape, dtype=DTYPES[place.dtype], device=self.device)
+            for place in recording.results
+        ]
+        tensors = *given, scratch, *[result for result in results if result is not None]
+        bases = np.array([0, *[tensor.data_ptr() for tensor in tensors]], np.int64)
+        seam.launch_all(recording.placed, self.capability, self.stream, recording.constants + bases[recording.bases])
+        return results
 
 
 def held(tensor: Tensor) -> DeviceArray:

@@ -7,7 +7,19 @@ streams. Nothing here waits for the device. numba-cuda is imported with this pac
 from mcelbo_kernels.cuda.algorithms import value_and_gradients
 from mcelbo_kernels.cuda.noise import noise
 from mcelbo_kernels.cuda.pixels import decoded_errors
+from mcelbo_kernels.cuda.recording import Place, Recording, record
 from mcelbo_kernels.cuda.schedule import errors, gradients
 from mcelbo_kernels.cuda.target import DeviceArray, Target
 
-__all__ = ["DeviceArray", "Target", "decoded_errors", "errors", "gradients", "noise", "value_and_gradients"]
+__all__ = [
+    "DeviceArray",
+    "Place",
+    "Recording",
+    "Target",
+    "decoded_errors",
+    "errors",
+    "gradients",
+    "noise",
+    "record",
+    "value_and_gradients",
+]

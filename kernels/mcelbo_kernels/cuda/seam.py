@@ -11,14 +11,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.metadata import version
+from struct import pack
 from threading import get_ident
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, float32, float64, int32, int64, types, uint32, uint64
 from numba.core import config
+from numpy.typing import NDArray
 
 from mcelbo_kernels import _compile
 
@@ -26,6 +28,7 @@ __all__ = [
     "ALIGNED",
     "SIMULATED",
     "Kernel",
+    "Placed",
     "cuda",
     "device",
     "driver_version",
@@ -35,11 +38,13 @@ __all__ = [
     "int32",
     "int64",
     "launch",
+    "launch_all",
     "libdevice",
     "machine_code",
     "make_current",
     "pointer",
     "ptx_of",
+    "slot_of",
     "tuple_of",
     "uint32",
     "uint64",
@@ -51,7 +56,8 @@ libdevice: Any = None if SIMULATED else cuda.libdevice
 INLINED: dict[str, Any] = {} if SIMULATED else {"forceinline": True}
 # of shared memory that is read four numbers at a time
 ALIGNED = None if SIMULATED else 16
-NUMPY_SCALARS = {int32: np.int32, int64: np.int64, float32: np.float32, float64: np.float64}
+FORMATS = {int32: "i", int64: "q", float32: "f", float64: "d"}  # of numbers, as `struct` has them
+SLOT = 8  # bytes for each argument of a launch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,12 +133,14 @@ def machine_code(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, st
 
 
 @cache
-def _loaded(kernel: Kernel, capability: tuple[int, int]) -> Any:
-    """Return a kernel as the driver holds it, for any device of the capability."""
+def _loaded(kernel: Kernel, capability: tuple[int, int]) -> tuple[Any, Any]:
+    """Return a kernel as the driver takes it, for any device of the capability, and what keeps it loaded."""
+    from cuda.bindings import driver
     from cuda.core import ObjectCode
 
     code, entry = machine_code(kernel, capability)
-    return ObjectCode.from_cubin(code).get_kernel(entry)
+    loaded = ObjectCode.from_cubin(code).get_kernel(entry)
+    return driver.CUfunction(int(loaded.handle)), loaded
 
 
 def driver_version() -> int:
@@ -150,11 +158,26 @@ def make_current(ordinal: int) -> None:
     Device(ordinal).set_current()
 
 
-@lru_cache(maxsize=64)
-def _stream(handle: int) -> Any:
-    from cuda.core import LEGACY_DEFAULT_STREAM, Stream
+class Placed(NamedTuple):
+    """A launch whose arguments are numbered slots, from `first` on."""
 
-    return Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
+    kernel: Kernel
+    blocks: tuple[int, int]
+    first: int
+
+
+def slot_of(kind: Any, value: Any) -> int:
+    """Return the eight bytes in which the driver finds an argument of a kernel.
+
+    Parameters
+    ----------
+    kind : numba type
+    value : number, or an array
+        An array has an `address`, or is None where the kernel does not touch it.
+    """
+    if kind in FORMATS:
+        return int.from_bytes(pack(FORMATS[kind], value).ljust(SLOT, b"\0"), "little", signed=True)
+    return 0 if value is None else int(value.address)
 
 
 def launch(
@@ -171,30 +194,33 @@ def launch(
         The handle of the stream to run it on.
     blocks : (x, y)
     arguments : tuple
-        As the signature has them; an array has an `address`, or is None where the kernel does not touch it.
+        As the signature has them; see `slot_of`.
     """
-    from cuda.core import launch
-
-    values = [take(value) for take, value in zip(_takers(kernel), flat(arguments), strict=True)]
-    launch(_stream(stream), _config(blocks, kernel.threads), _loaded(kernel, capability), *values)
+    slots = [slot_of(kind, value) for kind, value in zip(flat(kernel.signature), flat(arguments), strict=True)]
+    launch_all([Placed(kernel, blocks, 0)], capability, stream, np.array(slots, np.int64))
 
 
-@lru_cache(maxsize=4096)
-def _config(blocks: tuple[int, int], threads: int) -> Any:
-    from cuda.core import LaunchConfig
+def launch_all(launches: Iterable[Placed], capability: tuple[int, int], stream: int, slots: NDArray[np.int64]) -> None:
+    """Run kernels one after the other on the current device; the driver copies the slots before this returns.
 
-    return LaunchConfig(grid=blocks, block=threads)
+    Parameters
+    ----------
+    launches : iterable of Placed
+    capability, stream
+        As for `launch`.
+    slots : array of int64
+        The arguments of all launches.
+    """
+    from cuda.bindings import driver
 
-
-@cache
-def _takers(kernel: Kernel) -> list[Callable[[Any], Any]]:
-    """Return for each argument, members of tuples one by one, what makes of it what the driver takes."""
-    return [NUMPY_SCALARS.get(kind, address) for kind in flat(kernel.signature)]
-
-
-def address(array: Any) -> int:
-    """Return where an array lies, 0 for none."""
-    return 0 if array is None else array.address
+    places = np.arange(len(slots), dtype=np.int64) * SLOT + slots.ctypes.data
+    begin, queue = places.ctypes.data, driver.CUstream(stream)
+    for kernel, (across, down), first in launches:
+        function = _loaded(kernel, capability)[0]
+        size = kernel.threads, 1, 1
+        (error,) = driver.cuLaunchKernel(function, across, down, 1, *size, 0, queue, begin + first * SLOT, 0)
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{kernel.name} was not launched: {error.name}")
 
 
 def flat(values: Iterable[Any]) -> Iterator[Any]:
