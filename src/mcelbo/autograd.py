@@ -46,6 +46,15 @@ def positional(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Tell whether a tensor is one that holds numbers: none of a batch that vmap stands for, nor a traced one."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
 class Scaled(Function):
     """Gradients times the upstream scalar; the inputs come along so that a second derivative reaches backward."""
 
@@ -55,7 +64,10 @@ class Scaled(Function):
     @staticmethod
     def forward(upstream: Tensor, *inputs_and_gradients: Tensor) -> tuple[Tensor, ...]:
         gradients = inputs_and_gradients[len(inputs_and_gradients) // 2 :]
-        return tuple(upstream * gradient for gradient in gradients)
+        if torch.compiler.is_compiling() or not has_memory(upstream):
+            return tuple(upstream * gradient for gradient in gradients)
+        # one launch on a GPU; torch.compile and torch's vmaps know no rule for it
+        return tuple(torch._foreach_mul(gradients, upstream))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
