@@ -98,7 +98,7 @@ def test_repeated_launches_are_a_calls_own(name: str) -> None:
         moments, gradients = value_and_gradients(stand_in, need, place, target)
         return [*moments, gradients.mu, None, gradients.layers[-1][0]]
 
-    recording = record(call, [*inputs, place], Log())
+    recording = record(call, [*inputs, place], [()] * 5, Log())
     addresses = [array.address for array in arrays_of(problem) if array is not None] + [seed.address]
     again = repeated(recording, addresses)
     assert [launch[:2] for launch in again] == [launch[:2] for launch in log.launches]
@@ -117,9 +117,10 @@ def test_scratch_memory_is_shared_out() -> None:
         made = [target.empty(count, dtype) for count, dtype in ((3, REAL), (0, REAL), (100, np.float64), (5, REAL))]
         return [None, made[2]]
 
-    recording = record(call, [None], Log())
+    recording = record(call, [None], [(), (5, 20)], Log())
     first, empty, last = recording.scratch
     assert [len(place) for place in (first, empty, last)] == [3, 0, 5]
     assert [recording.scratch[place] for place in (first, last)] == [0, BOUNDARY]
     assert recording.size == 2 * BOUNDARY
     assert [place and place.shape for place in recording.results] == [None, (100,)]
+    assert recording.shapes == [(), (5, 20)]

@@ -99,6 +99,13 @@ def test_an_old_driver_is_named(host: Host) -> None:
     )
 
 
+def test_packages_that_do_not_go_together_are_named(host: Host) -> None:
+    host.patch.setitem(sys.modules, "mcelbo_kernels.cuda.seam", None)
+    found = str(gpu.obstacle(CUDA))
+    assert found.startswith("numba-cuda cannot be imported here (ModuleNotFoundError: import of")
+    assert found.endswith("pip install 'mcelbo[cu12]'")
+
+
 @pytest.mark.parametrize(("driver", "compiler"), [(12040, 12), (12000, 12), (13000, 12), (13010, 13)])
 def test_a_driver_runs_what_compilers_of_its_major_version_make(driver: int, compiler: int) -> None:
     assert gpu.too_old(driver, compiler) is None

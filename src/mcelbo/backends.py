@@ -115,7 +115,8 @@ def sum_of_errors_on_gpu(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tenso
     mean, squares, *gradients = repeated("value_and_gradients", like, seed, inputs[6:-1], need)
     assert mean is not None
     assert squares is not None
-    return mean.sum().to(x.dtype), mean, squares, in_shape(gradients, like)
+    present = [x.new_empty(0) if gradient is None else gradient for gradient in gradients]
+    return mean.sum().to(x.dtype), mean, squares, present
 
 
 def errors_on_gpu(x: Tensor, *inputs: Any) -> Tensor:
@@ -125,7 +126,7 @@ def errors_on_gpu(x: Tensor, *inputs: Any) -> Tensor:
         return x.new_empty(0, inputs[-3])
     (errors,) = repeated("errors", (x, *data, *parameters), seed, inputs[6:])
     assert errors is not None
-    return errors.view(len(x), -1)
+    return errors
 
 
 def error_gradients_on_gpu(upstream: Tensor, x: Tensor, *inputs: Any) -> Tensor:
@@ -135,7 +136,7 @@ def error_gradients_on_gpu(upstream: Tensor, x: Tensor, *inputs: Any) -> Tensor:
     if not len(x):
         return torch.cat([gradient.flatten() for gradient in zeros(like, need)])
     gradients = repeated("gradients", like, seed, inputs[7:-1], need, upstream.to(x.dtype))
-    return torch.cat([gradient for gradient in gradients if gradient is not None])
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
 def repeated(
@@ -163,7 +164,7 @@ def repeated(
     Returns
     -------
     list of Tensor or None
-        Flat, in the function's order.
+        In the function's order.
     """
     device, first = seed.device, tensors[0]
     assert first is not None
@@ -191,7 +192,12 @@ def recorded(
     seed = cuda.Place((1,), np.dtype(np.int64))
     x, mu, logvar, weight, eps, *parameters = places
     problem = problem_of(lambda place: place, 0, x, mu, logvar, weight, eps, parameters, seed, *settings)
-    upstream = cuda.Place((len(problem.x), problem.draw.num_samples), real) if name == "gradients" else None
+    errors = len(problem.x), problem.draw.num_samples
+    upstream = cuda.Place(errors, real) if name == "gradients" else None
+    # of the results: the gradients follow the moments of each datum
+    sizes = [errors] if name == "errors" else [() if place is None else place.shape for place in places]
+    if name == "value_and_gradients":
+        sizes = [errors[:1], errors[:1], *sizes]
 
     def call(target: cuda.Target) -> list[Any]:
         if name == "errors":
@@ -205,7 +211,7 @@ def recorded(
         return [*moments, *[each if needed else None for each, needed in zip(ordered(found), need, strict=True)]]
 
     with target_on(device) as target:
-        return cuda.record(call, [*places, seed, upstream], target)
+        return cuda.record(call, [*places, seed, upstream], sizes, target)
 
 
 def noise_on_gpu(draw: Draw, batch: int, latent: int, real: Any, seed: Tensor) -> Tensor:
@@ -230,16 +236,6 @@ def decoded_errors_on_gpu(
     shapes = y.shape[:2], y.shape, x.shape, x.shape if weight is None else weight.shape
     owners: list[Any] = [None if array is None else array.owner for array in found]  # type: ignore[union-attr]
     return [None if owner is None else owner.view(shape) for owner, shape in zip(owners, shapes, strict=True)]
-
-
-def in_shape(found: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return a device's flat gradients in the shapes of the tensors they belong to, empty where nobody asked."""
-    (first, *_) = like
-    assert first is not None
-    return [
-        first.new_empty(0) if gradient is None or tensor is None else gradient.view(tensor.shape)
-        for gradient, tensor in zip(found, like, strict=True)
-    ]
 
 
 def zeros(like: Sequence[Tensor | None], need: Sequence[bool]) -> list[Tensor]:

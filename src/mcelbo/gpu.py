@@ -66,8 +66,10 @@ def obstacle(device: torch.device) -> str | None:
     if capability < LOWEST_CAPABILITY:
         name, (major, minor) = torch.cuda.get_device_name(device), capability
         return f"{name} has compute capability {major}.{minor}: the CUDA kernels need 7.5 or newer"
-    from mcelbo_kernels.cuda.seam import driver_version
-
+    try:
+        from mcelbo_kernels.cuda.seam import driver_version
+    except Exception as problem:  # whatever versions that do not go together raise
+        return f"numba-cuda cannot be imported here ({type(problem).__name__}: {problem}): {extra}"
     return too_old(driver_version(), int(str(installed("cuda-bindings")).split(".")[0]))
 
 
@@ -135,14 +137,14 @@ class TorchTarget:
         seam.launch(kernel, self.capability, self.stream, blocks, arguments)
 
     def repeat(self, recording: Recording, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Launch what was recorded with these inputs, and return the results, flat."""
+        """Launch what was recorded with these inputs, and return the results."""
         from mcelbo_kernels.cuda import seam
 
         given = [tensor.contiguous() for tensor in inputs if tensor is not None]
         scratch = torch.empty(recording.size, dtype=torch.uint8, device=self.device)
         results = [
-            None if place is None else torch.empty(place.shape, dtype=DTYPES[place.dtype], device=self.device)
-            for place in recording.results
+            None if place is None else torch.empty(shape, dtype=DTYPES[place.dtype], device=self.device)
+            for place, shape in zip(recording.results, recording.shapes, strict=True)
         ]
         tensors = *given, scratch, *[result for result in results if result is not None]
         bases = np.array([0, *[tensor.data_ptr() for tensor in tensors]], np.int64)

@@ -89,6 +89,8 @@ class Recording:
     size : int
         Bytes of scratch memory.
     results : list of Place or None
+    shapes : list of tuple
+        Of the results, whose places are flat.
     """
 
     launches: list[Launch]
@@ -99,10 +101,14 @@ class Recording:
     scratch: dict[Place, int]
     size: int
     results: list[Place | None]
+    shapes: list[tuple[int, ...]]
 
 
 def record(
-    call: Callable[[Target], Sequence[Place | None]], inputs: Sequence[Place | None], target: Target
+    call: Callable[[Target], Sequence[Place | None]],
+    inputs: Sequence[Place | None],
+    shapes: Sequence[tuple[int, ...]],
+    target: Target,
 ) -> Recording:
     """Record a call.
 
@@ -112,6 +118,8 @@ def record(
         Launches whatever it launches on the target that it is given, and returns its results.
     inputs : sequence of Place or None
         What it reads.
+    shapes : sequence of tuple
+        Of the results; what belongs to a result that is None does not count.
     target : Target
         The device, for what stays in its memory.
 
@@ -149,6 +157,7 @@ def record(
         scratch,
         size,
         results,
+        list(shapes),
     )
 
 
