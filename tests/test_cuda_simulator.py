@@ -70,21 +70,30 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "LONGEST_SUM", 8)
 
 
-@simulated
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_value_and_gradients(name: str, tiny: None) -> None:
+def of_latents_and_layers(problem: Problem) -> Need:
+    """What a training step asks for."""
+    return Need(False, False, True, True, ((True, True),) * len(problem.layers))
+
+
+def assert_value_and_gradients(problem: Problem, need: Need, algorithm: str = "grid") -> None:
+    """Compare with the reference."""
     from mcelbo_kernels.cuda import value_and_gradients
     from tests.cuda_simulator import Simulator
 
-    problem = PROBLEMS[name]
-    need, seed = Need.everything(problem), np.array([problem.draw.seed])
-    moments, gradients = value_and_gradients(problem, need, seed, Simulator())
+    seed = np.array([problem.draw.seed])
+    moments, gradients = value_and_gradients(problem, need, seed, Simulator(), algorithm)
     exact_moments, exact = reference.value_and_gradients(problem, need)
     np.testing.assert_allclose(moments.mean, exact_moments.mean, rtol=1e-6)
     np.testing.assert_allclose(moments.squares, exact_moments.squares, rtol=1e-5)
     for key, expected in named(exact).items():
         found = named(gradients)[key].reshape(expected.shape)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@simulated
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_value_and_gradients(name: str, tiny: None) -> None:
+    assert_value_and_gradients(PROBLEMS[name], Need.everything(PROBLEMS[name]))
 
 
 @simulated
@@ -101,3 +110,47 @@ def test_errors_and_their_gradients(tiny: None) -> None:
     for key, expected in named(reference.gradients(problem, upstream, need)).items():
         allowed = 1e-5 * np.abs(expected).max()
         np.testing.assert_allclose(found[key].reshape(expected.shape), expected, rtol=1e-5, atol=allowed)
+
+
+@simulated
+@pytest.mark.parametrize("name", ["one layer", "rows that share no block", "pixel weights"])
+def test_the_pass_over_few_latents(name: str) -> None:
+    assert_value_and_gradients(PROBLEMS[name], of_latents_and_layers(PROBLEMS[name]))
+
+
+@simulated
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["plain", "weighted"])
+def test_the_quadratic_form(weight: Any, tiny: None) -> None:
+    problem = stack((2, 5, 11), ("tanh", "identity"), 3, Draw(6, 5), weight=weight)
+    assert_value_and_gradients(problem, Need.everything(problem), "gram")
+
+
+@simulated
+@pytest.mark.parametrize("sampler", ["iid", "antithetic"])
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_noise(sampler: str, real: Any) -> None:
+    from mcelbo_kernels.cuda import noise
+    from tests.cuda_simulator import Simulator
+
+    draw = Draw(6, 5, sampler, 2, 8)
+    found = noise(draw, 3, 5, real, np.array([5]), Simulator())
+    expected = reference.noise(draw, 3, 5)
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-5 if real == np.float32 else 1e-12)
+
+
+@simulated
+@pytest.mark.parametrize("cell", ["squared_error", "bernoulli"])
+@pytest.mark.parametrize("weights", [0, 1, 3])
+def test_decoded_samples(cell: str, weights: int) -> None:
+    from mcelbo_kernels.cuda import decoded_errors
+    from tests.cuda_simulator import Simulator
+    from tests.test_pixels import Case, expected
+
+    rng = np.random.default_rng(4)
+    y, x, upstream = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 5, 11), (3, 11), (3, 5)))
+    weight = rng.random((weights, 11), np.float32) if weights else None
+    found = decoded_errors(cell, y, x, weight, upstream, True, True, weights > 0, Simulator())
+    results, sizes = expected(Case(cell, y, x, weight, upstream))
+    for name in ("errors", "y", "x", *(["weight"] if weights else [])):
+        ours = getattr(found, name).reshape(results[name].shape)
+        assert (abs(ours - results[name]) <= 1e-6 * sizes[name]).all(), name
