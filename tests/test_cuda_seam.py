@@ -98,6 +98,21 @@ def test_a_refused_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         seam.launch(kernel, (9, 0), 0, (1, 1), (1,))
 
 
+def test_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    success, memory = driver.CUresult.CUDA_SUCCESS, bytearray(b"......")
+    address = ctypes.addressof((ctypes.c_char * 6).from_buffer(memory))
+    waited: list[int] = []
+    monkeypatch.setattr(driver, "cuMemAlloc", lambda size: (success, address))
+    monkeypatch.setattr(driver, "cuMemcpyHtoD", lambda to, given, size: (ctypes.memmove(to, given, size) and success,))
+    monkeypatch.setattr(driver, "cuStreamSynchronize", lambda stream: (waited.append(stream) or success,))
+    assert seam.upload(b"abcd") == address
+    assert memory == b"abcd.."
+    assert waited == [0]
+    monkeypatch.setattr(driver, "cuMemAlloc", lambda size: (driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0))
+    with pytest.raises(RuntimeError, match="nothing was copied to the device: CUDA_ERROR_OUT_OF_MEMORY"):
+        seam.upload(b"abcd")
+
+
 def test_too_few_arguments_are_refused() -> None:
     kernel = seam.Kernel("name", lambda: None, (int64, int64), 64, 1)
     with pytest.raises(ValueError, match="zip"):

@@ -1,7 +1,7 @@
 """The CUDA kernels as Python, in numba's simulator: every kernel on shapes that no tile divides.
 
-The simulator must be switched on before numba is imported, so that the file runs itself in a process of its own. Sobol's
-points are left out: compiled functions read their table, and take no array of the simulator's.
+The simulator must be switched on before numba is imported, so that the file runs itself in a process of its own.
+Sobol's points are left out: compiled functions read their table, and take no array of the simulator's.
 """
 
 from __future__ import annotations

@@ -229,6 +229,22 @@ def test_a_compiled_loss(name: str, device: torch.device) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
+def test_a_loss_that_torch_compiles_into_graphs() -> None:
+    """Their memory belongs to torch: what is made at the first call and kept lies elsewhere."""
+    i, seed = inputs(GPU, latent=7, stand_in=False), torch.tensor(4, device=GPU)
+    compiled = torch.compile(expected_squared_error, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):
+        found = [each.clone() for each in values_and_gradients(compiled, i, num_samples=16, seed=seed, sampler="sobol")]
+        occupied = torch.full((1 << 20,), 7.0, device=GPU)
+        expected = values_and_gradients(expected_squared_error, i, num_samples=16, seed=seed, sampler="sobol")
+        assert_alike(found, expected)
+        del occupied
+    torch.compiler.reset()
+
+
 def test_a_functional_gradient(device: torch.device) -> None:
     i = inputs(device, stand_in=False)
 

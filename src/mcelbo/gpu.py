@@ -128,7 +128,9 @@ class TorchTarget:
 
     def upload(self, array: Any) -> DeviceArray:
         """Return a copy in the GPU's memory, made once for the same numbers."""
-        return held(_copy(array.tobytes(), self.device))
+        from mcelbo_kernels.cuda import DeviceArray
+
+        return DeviceArray(_copy(array.tobytes(), self.device), array.shape, array.dtype, None)
 
     def launch(self, kernel: Any, blocks: tuple[int, int], *arguments: Any) -> None:
         """Run a kernel on the stream."""
@@ -162,9 +164,12 @@ def held(tensor: Tensor) -> DeviceArray:
 
 
 @cache
-def _copy(numbers: bytes, device: torch.device) -> Tensor:
-    # kept for good: a captured graph replays what it found in memory, and cannot copy it there
-    return torch.frombuffer(bytearray(numbers), dtype=torch.uint8).to(device)
+def _copy(numbers: bytes, device: torch.device) -> int:
+    # Kept for good, as a captured graph replays what it found in memory, and not in torch's memory, which may belong to
+    # one graph while another is the first to need the copy.
+    from mcelbo_kernels.cuda.seam import upload
+
+    return upload(numbers)
 
 
 @contextmanager

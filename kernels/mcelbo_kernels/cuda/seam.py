@@ -48,6 +48,7 @@ __all__ = [
     "tuple_of",
     "uint32",
     "uint64",
+    "upload",
 ]
 
 # in place of a device, for tests: kernels run as Python functions
@@ -158,6 +159,26 @@ def make_current(ordinal: int) -> None:
     Device(ordinal).set_current()
 
 
+def upload(numbers: bytes) -> int:
+    """Return the address of a copy in the current device's memory, which stays there until the process ends."""
+    from cuda.bindings import driver
+
+    error, address = driver.cuMemAlloc(max(1, len(numbers)))
+    if not error:
+        (error,) = driver.cuMemcpyHtoD(address, numbers, len(numbers))
+    if not error:
+        # the copy may be on its way when it returns, and other streams do not wait for it
+        (error,) = driver.cuStreamSynchronize(0)
+    check(error, "nothing was copied to the device")
+    return int(address)
+
+
+def check(error: Any, message: str) -> None:
+    """Raise a RuntimeError unless the driver reports success."""
+    if error:
+        raise RuntimeError(f"{message}: {error.name}")
+
+
 class Placed(NamedTuple):
     """A launch whose arguments are numbered slots, from `first` on."""
 
@@ -219,8 +240,7 @@ def launch_all(launches: Iterable[Placed], capability: tuple[int, int], stream: 
         function = _loaded(kernel, capability)[0]
         size = kernel.threads, 1, 1
         (error,) = driver.cuLaunchKernel(function, across, down, 1, *size, 0, queue, begin + first * SLOT, 0)
-        if error != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"{kernel.name} was not launched: {error.name}")
+        check(error, f"{kernel.name} was not launched")
 
 
 def flat(values: Iterable[Any]) -> Iterator[Any]:
