@@ -80,6 +80,17 @@ def speed(task: Task) -> None:
     if targets:
         report.show("mcelbo against the fastest peer, value and gradients", targets, task.console)
     report.save_run(task.output, measurements, host)
+    if on_gpu and peers.OWN in task.peers:
+        launches(task)
+
+
+def launches(task: Task) -> None:
+    """Measure mcelbo's kernels one by one on a GPU, and report them beside what the model predicts."""
+    from benchmarks import gpu_kernels  # wants numba-cuda as well
+
+    for workload in task.workloads:
+        title = f"{workload.name}: launches of value and gradients; what is of a GPU by name is predicted, unmeasured"
+        report.show(title, gpu_kernels.table(workload, task.device), task.console)
 
 
 def call_memory(task: Task) -> None:

@@ -143,6 +143,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str,
     """Run the command line as on a GPU host; return the rows and all that was saved."""
     monkeypatch.setattr(gpu, "describe", lambda device, repeats: SOME_GPU)
     monkeypatch.setattr(machine, "describe", None)
+    monkeypatch.setattr(subjects, "launches", lambda task: print(f"launches of {task.workloads[0].name}"))
     assert cli.main(["--quick", "--peers", "eager,mcelbo", "--output", str(tmp_path)], [TINY]) == 0
     with (tmp_path / "speed-cuda.csv").open() as file:
         return list(csv.DictReader(file)), json.loads((tmp_path / "speed-cuda.json").read_text())
@@ -153,7 +154,7 @@ def test_the_speed_run_is_of_the_gpu(
 ) -> None:
     rows, saved = run(tmp_path, monkeypatch)
     shown = capsys.readouterr().out
-    for part in ("Some GPU", "TF32", "host ms", "graph ms"):
+    for part in ("Some GPU", "TF32", "host ms", "graph ms", "launches of tiny"):
         assert part in shown
     assert "target" not in shown
     assert all(float(row[mode]) > 0 for row in rows for mode in gpu.MODES)
