@@ -13,7 +13,8 @@ from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda import backward, layers, quadratic, samples, sums, thin
+from mcelbo_kernels.cuda import backward, datum, layers, quadratic, samples, sums, thin
+from mcelbo_kernels.cuda.datum import IN_PARTS, OF_PARTS, WHOLE
 from mcelbo_kernels.cuda.noise import INJECTED
 from mcelbo_kernels.cuda.seam import Kernel, float32, float64
 from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_DOUBLE, Tile
@@ -28,6 +29,7 @@ OUTPUTS = [(name, cell) for cell, family in cells.BY_NAME.items() for name in fa
 # gradient, weighted, by_data, by_weight: each of the last two is a gradient, by_weight that of the weights
 FLAGS = [flags for flags in product((False, True), repeat=4) if flags[0] >= max(flags[2:]) and flags[1] >= flags[3]]
 LANES = (1, 2, 4, 8, 16, 32)
+STAGES = (OF_PARTS, IN_PARTS, WHOLE)
 
 
 class Case(NamedTuple):
@@ -41,7 +43,7 @@ class Case(NamedTuple):
     @property
     def single(self) -> bool:
         """Whether it computes in single precision alone; the second stage adds up in double precision."""
-        return bool(self.real == float32) and not self.name.startswith("sums.")
+        return bool(self.real == float32) and not self.name.startswith(("datum.", "sums."))
 
 
 def _case(make: Callable[..., Kernel], *arguments: Any, real: Any, tile: Tile | None = None, **options: Any) -> Case:
@@ -49,7 +51,7 @@ def _case(make: Callable[..., Kernel], *arguments: Any, real: Any, tile: Tile | 
     words = [
         word if value is True else str(value)
         for word, value in options.items()
-        if value is not False and value is not None
+        if value is not False and value not in (None, WHOLE)
     ]
     size = [] if tile is None else [TILES[tile]]
     function = f"{make.__module__.rpartition('.')[2]}.{make.__name__}"
@@ -114,20 +116,21 @@ def _samples() -> Iterator[Case]:
     for turn, (sampler, real) in enumerate(product((INJECTED, *SAMPLERS), REALS)):
         yield _case(samples.draw, sampler, real, real=real, sampler=sampler)
         lanes = LANES[turn % len(LANES)]
-        for upstream in (False, True):
-            arguments = (sampler, real, lanes, upstream)
-            yield _case(sums.latent_gradient, *arguments, real=real, sampler=sampler, lanes=lanes, upstream=upstream)
+        for stage, upstream in product(STAGES, (False, True)):
+            options = {"sampler": sampler, "lanes": lanes, "upstream": upstream, "stage": stage}
+            yield _case(datum.latent_gradient, sampler, real, lanes, upstream, stage, real=real, **options)
 
 
 def _sums() -> Iterator[Case]:
     for real in REALS:
         yield _case(sums.finish_errors, real, real=real)
         for flag in (False, True):
-            yield _case(sums.moments, real, flag, real=real, beside=flag)
+            for stage in STAGES:
+                yield _case(datum.moments, real, flag, stage, real=real, beside=flag, stage=stage)
             for groups in (1, 8, 32):
                 yield _case(sums.parameter_gradient, real, groups, flag, real=real, groups=groups, symmetric=flag)
-        for upstream in (False, True):
-            yield _case(sums.pixel_gradient, real, upstream, real=real, upstream=upstream)
+        for stage, upstream in product(STAGES, (False, True)):
+            yield _case(datum.pixel_gradient, real, upstream, stage, real=real, upstream=upstream, stage=stage)
 
 
 SPECIALISATIONS = [*_quadratic(), *_hidden(), *_last(), *_gradients(), *_thin(), *_samples(), *_sums()]

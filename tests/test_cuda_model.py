@@ -124,8 +124,9 @@ def test_affine_by_hand() -> None:
     assert weight.blocks == (7, 32)
     assert weight.read == 4 * (rows * m + 7 * rows * d)
     assert weight.written == 4 * 32 * (m * d + m)
-    assert call["latent_gradient"].blocks == (128, 1)
-    assert call["latent_gradient"].rounds == 2 + n * 32 / 256
+    # 16 groups of 16 threads take all of the 64 samples at once
+    assert call["latent_gradient"].blocks == (2 * 128, 1)
+    assert call["latent_gradient"].rounds == 2 + n / (4 * 16)
 
 
 def test_seed_by_hand() -> None:
@@ -135,6 +136,12 @@ def test_seed_by_hand() -> None:
     assert thin.fmas == 3 * 10_000 * 800
     assert thin.shared == 12_800
     assert thin.written == 4 * (2 * 10_000 + 264 * 2 * 784)
+    # ten parts of 256 threads with four samples each; as many turns of the moments would not pay for a launch
+    first, second = (call_of("seed")[f"latent_gradient_{stage}_parts"] for stage in ("in", "of"))
+    assert (first.blocks, second.blocks) == ((1, 10), (1, 1))
+    assert first.written == second.read - 4 == 8 * 10 * 2
+    assert first.read == 4 * 10_000
+    assert call_of("seed")["moments"].rounds == 2 + 10
 
 
 def test_occupancy_by_hand() -> None:
@@ -201,14 +208,15 @@ def test_more_samples_take_longer(name: str, gpu: Gpu) -> None:
     found = [seconds(replace(BY_NAME[name], samples=4**power)) for power in range(9)]
     # more parts may be shared out among more groups of threads, which saves less than it may
     assert all(more > 0.99 * fewer for fewer, more in pairwise(found))
-    assert found[-1] > 10 * found[0]
+    assert found[-1] > 5 * found[0]
 
 
 def test_registers_of_the_launch_bounds() -> None:
     kind = gpu_model.kind_of(BY_NAME["affine"])
     bounded = {launch.label: launch.registers for launch in launches(kind, {})}
     assert bounded["last"] == 128
-    assert bounded["moments"] == 255
+    assert bounded["moments"] == 80
+    assert bounded["draw"] == 128
     assert {launch.label: launch.registers for launch in launches(kind, {"last": 96})}["last"] == 96
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.cell import evaluation
 from mcelbo_kernels.cuda.seam import Kernel, cuda, float32, float64, int32, int64, pointer
-from mcelbo_kernels.cuda.sums import MASK, THREADS, halve
+from mcelbo_kernels.cuda.sums import MASK, THREADS, add_in_groups, halve
 from mcelbo_kernels.decoded import IDENTITY
 
 AT_ONCE = 4
@@ -159,12 +159,7 @@ def add_parts() -> Kernel:
         thread = int32(cuda.threadIdx.x & MASK)
         group, lane = thread >> shift, thread & ((1 << shift) - 1)
         q = (int64(cuda.blockIdx.x) << shift) + lane
-        total = float64(0)
-        if q < count:
-            for part in range(group, parts, THREADS >> shift):
-                total += sums[part * count + q]
-        totals[thread] = total
-        halve(totals, thread, 1 << shift)
+        add_in_groups(totals, sums, parts, count, q, thread, shift)
         if group == 0 and q < count:
             result[q] = totals[thread]
 

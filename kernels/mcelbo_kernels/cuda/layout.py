@@ -27,6 +27,8 @@ ENOUGH_BLOCKS = 264
 MOST_PARTS = 65535  # that a grid can have along y
 # A sum in single precision ends after so many terms, and a cut one is not shorter than this.
 LONGEST_SUM, SHORTEST_SUM = 1024, 256
+# So many times can a thread wait for the second-level cache while a further launch begins.
+WAITS_OF_A_LAUNCH = 12
 
 
 class Kind(NamedTuple):
@@ -151,6 +153,19 @@ def cut(tile: Tile, blocks: int, terms: int) -> Cut:
     parts = max(up(terms, LONGEST_SUM), min(up(ENOUGH_BLOCKS, max(1, blocks)), up(terms, SHORTEST_SUM)))
     piece = max(1, up(up(terms, max(1, min(parts, MOST_PARTS))), SLICE)) * SLICE
     return Cut(tile, max(1, up(terms, piece)), piece)
+
+
+def cut_datum(blocks: int, rows: int, turn: int, waits: int) -> tuple[int, int]:
+    """Cut the sum over a datum's rows, of which a block takes `turn` at a time and waits so often; see `datum`.
+
+    Returns
+    -------
+    parts, rows of a part
+        One part where more of them, which take a further launch, save no more waits than that is worth.
+    """
+    turns = up(rows, turn)
+    longest = up(turns, min(turns, up(ENOUGH_BLOCKS, max(1, blocks))))
+    return (up(turns, longest), longest * turn) if (turns - longest) * waits > WAITS_OF_A_LAUNCH else (1, rows)
 
 
 def cut_product(rows: int, columns: int, terms: int, real: Any) -> Cut:

@@ -33,6 +33,7 @@ class Chunk(NamedTuple):
     dx: Any  # (rows, m)
     dw: Any  # (rows, m)
     parts: Any  # (parts, O I + O) of any layer
+    left: Any  # (parts, values, data, columns) of any sum over rows, in float64
 
 
 class Waiting(NamedTuple):
@@ -61,6 +62,8 @@ def chunk_memory(plan: Plan, target: Target) -> Chunk:
         plan.row_parts(index, rows) * outputs * (inputs + 1)
         for index, (inputs, outputs) in enumerate(pairwise(kind.widths))
     )
+    sums = (plan.moments, True), (plan.latents, kind.lowest < 0), (plan.x, need.x), (plan.weight, need.weight)
+    left = max(each.left(rows) for each, needed in sums if needed)
     return Chunk(
         inputs=inputs,
         # S = sum_q delta^T delta and v = mean_i delta stand in for the last layer's gradient and that of the data
@@ -70,6 +73,7 @@ def chunk_memory(plan: Plan, target: Target) -> Chunk:
         dx=inputs[-1] if kind.quadratic and need.x else by_data,
         dw=by_weight,
         parts=target.empty(parts, real) if parts and need.gradient else None,
+        left=target.empty(left, WIDE) if left else None,
     )
 
 

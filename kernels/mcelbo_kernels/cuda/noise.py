@@ -43,8 +43,9 @@ class Draws(NamedTuple):
     Attributes
     ----------
     one : (source, b, i, k) -> eps[b, i, k]
-    four : (source, out, b, i, k) -> None
-        Write eps of samples i to i + 3 to `out` (4,); i + sample_offset is a multiple of four.
+    four : (source, out, b, i, k, first, end) -> None
+        Write eps of samples i + first to i + end - 1 to `out` (4,), from number `first` on; i + sample_offset is a
+        multiple of four.
     """
 
     one: Any
@@ -67,13 +68,14 @@ def draws(sampler: str, real: Any) -> Draws:
         )
 
     @device
-    def four_independent(source, out, b, i, k):
+    def four_independent(source, out, b, i, k, first, end):
         seed, _table, _n, _d, datum_offset, sample_offset = source
         block = uint64((sample_offset + i) >> 2)
         words = block_words(uint64(seed[0]), uint64(datum_offset + b), block, uint64(k))
         for r in range(4):
-            mirrored = antithetic and r & 1
-            out[r] = normal(uint32(uint32(words[r - 1 if mirrored else r]) ^ uint32(ALL_BITS if mirrored else 0)))
+            if first <= r < end:
+                mirrored = antithetic and r & 1
+                out[r] = normal(uint32(uint32(words[r - 1 if mirrored else r]) ^ uint32(ALL_BITS if mirrored else 0)))
 
     @device
     def one_point(source, b, i, k):
@@ -83,12 +85,13 @@ def draws(sampler: str, real: Any) -> Draws:
         )
 
     @device
-    def four_points(source, out, b, i, k):
+    def four_points(source, out, b, i, k, first, end):
         seed, table, _n, _d, datum_offset, sample_offset = source
         hashed, flip, _, _ = block_words(uint64(seed[0]), uint64(datum_offset + b), all_blocks, uint64(k))
         for r in range(4):
-            digits = point(table, uint64(sample_offset + i + r), k)
-            out[r] = normal(uint32(scrambled(uint32(digits), uint32(hashed), uint32(flip))))
+            if first <= r < end:
+                digits = point(table, uint64(sample_offset + i + r), k)
+                out[r] = normal(uint32(scrambled(uint32(digits), uint32(hashed), uint32(flip))))
 
     @device
     def one_given(source, b, i, k):
@@ -96,10 +99,11 @@ def draws(sampler: str, real: Any) -> Draws:
         return eps[(b * n + i) * d + k]
 
     @device
-    def four_given(source, out, b, i, k):
+    def four_given(source, out, b, i, k, first, end):
         _seed, eps, n, d, _datum_offset, _sample_offset = source
         for r in range(4):
-            out[r] = eps[(b * n + i + r) * d + k]
+            if first <= r < end:
+                out[r] = eps[(b * n + i + r) * d + k]
 
     if sampler == INJECTED:
         return Draws(one_given, four_given)
@@ -161,7 +165,7 @@ def rows_of_draws(sampler: str, real: Any, of_one: Any, f: Any) -> Any:
             b = q // n
             i = q - b * n
             if whole:
-                four(source, eps, b, i, k)
+                four(source, eps, b, i, k, int32(0), int32(ROWS_OF_A_THREAD))
                 known = of_one(of_all, b * d + k)
                 for r in range(ROWS_OF_A_THREAD):
                     out[(row + r) * d + k] = f(known, eps[r])

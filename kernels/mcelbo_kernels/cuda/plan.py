@@ -17,6 +17,7 @@ from mcelbo_kernels.cuda.layout import (
     tiles,
     up,
 )
+from mcelbo_kernels.cuda.rows import DatumSum, sum_of_latents, sum_of_moments, sum_of_pixels
 from mcelbo_kernels.cuda.seam import Kernel
 from mcelbo_kernels.cuda.thin import Thin, shape_for, thin
 from mcelbo_kernels.cuda.tile import Tile
@@ -57,12 +58,15 @@ class Plan(NamedTuple):
     forward : tuple of Product
         Of each layer.
     errors : Kernel
-        Adds the last layer's sums up to errors, or their moments.
+        Adds the last layer's sums up to errors.
+    moments : DatumSum
+        Adds them up to the errors' moments.
     backward : tuple of Product or None
         Of each layer, from its da to that of the layer before it, or to dz.
     weights : tuple of Product or None
         Of each layer, the gradients of its weight and bias.
-    add_latents, add_pixels : Kernel
+    latents, x, weight : DatumSum
+        The gradients of the posterior, the data and the pixel weights.
     """
 
     kind: Kind
@@ -71,10 +75,12 @@ class Plan(NamedTuple):
     draw: Kernel
     forward: tuple[Product, ...]
     errors: Kernel
+    moments: DatumSum
     backward: tuple[Product | None, ...]
     weights: tuple[Product | None, ...]
-    add_latents: Kernel
-    add_pixels: Kernel
+    latents: DatumSum
+    x: DatumSum
+    weight: DatumSum
 
     def row_parts(self, index: int, rows: int) -> int:
         """Return how many parts the gradients of a layer's parameters come in, for so many rows."""
@@ -84,45 +90,56 @@ class Plan(NamedTuple):
     @property
     def columns(self) -> int:
         """How many tiles stand beside each other in the last layer's output."""
-        if self.thin is not None:
-            return self.thin.tiles
-        last = self.forward[-1]
-        return max(1, up(last.columns, last.tile.width))
+        return columns_of(self.thin or self.forward[-1])
 
     @property
     def parts_of_dz(self) -> int:
         """How many parts of dz add up to it: 0 where nothing needs it."""
-        if self.thin is not None:
-            return self.thin.tiles if self.kind.need.gradient else 0
-        first = self.backward[0]
-        return int(self.kind.lowest < 0) if first is None else first.parts
+        return parts_of_dz(self.kind, self.thin, self.backward[0])
 
 
 @lru_cache(maxsize=256)
 def plan_of(kind: Kind) -> Plan:
     """Choose the kernels of a kind of call."""
     length, real, lowest = min(rows_of_a_chunk(kind), max(1, kind.rows)), kind.real, kind.lowest
-    latent, sides, gradient = kind.widths[0], list(pairwise(kind.widths)), kind.need.gradient and not kind.thin
+    sides, gradient = list(pairwise(kind.widths)), kind.need.gradient and not kind.thin
+    whole = thin_pass(kind, length) if kind.thin else None
+    forward = (*[hidden_product(kind, index, length) for index in range(len(sides) - 1)], last_product(kind, length))
+    back = tuple(
+        None if index <= lowest or not gradient or kind.symmetric(index) else backward_product(kind, index, length)
+        for index in range(len(sides))
+    )
     return Plan(
         kind,
         length,
-        thin_pass(kind, length) if kind.thin else None,
+        whole,
         samples.draw(kind.sampler, real, kind.quadratic and len(sides) == 1),
-        (*[hidden_product(kind, index, length) for index in range(len(sides) - 1)], last_product(kind, length)),
-        sums.finish_errors(real) if kind.keep else sums.moments(real, kind.quadratic),
-        tuple(
-            None if index <= lowest or not gradient or kind.symmetric(index) else backward_product(kind, index, length)
-            for index in range(len(sides))
-        ),
+        forward,
+        sums.finish_errors(real),
+        sum_of_moments(kind, length, columns_of(whole or forward[-1])),
+        back,
         tuple(
             weight_product(*sides[index], length, real, kind.upstream, kind.symmetric(index))
             if any(needed) and gradient
             else None
             for index, needed in enumerate(kind.need.layers)
         ),
-        sums.latent_gradient(kind.sampler, real, sums.lanes_for(latent), kind.upstream),
-        sums.pixel_gradient(real, kind.upstream),
+        sum_of_latents(kind, length, parts_of_dz(kind, whole, back[0])),
+        sum_of_pixels(kind, length, kind.samples),
+        sum_of_pixels(kind, length, max(1, kind.rows) if kind.weights == 1 else kind.samples),
     )
+
+
+def columns_of(last: Product | ThinPass) -> int:
+    """Return how many tiles stand beside each other in the last layer's output."""
+    return last.tiles if isinstance(last, ThinPass) else max(1, up(last.columns, last.tile.width))
+
+
+def parts_of_dz(kind: Kind, whole: ThinPass | None, first: Product | None) -> int:
+    """Return how many parts of dz a thin pass or the first layer's product leaves."""
+    if whole is not None:
+        return whole.tiles if kind.need.gradient else 0
+    return int(kind.lowest < 0) if first is None else first.parts
 
 
 def thin_pass(kind: Kind, rows: int) -> ThinPass:

@@ -7,8 +7,8 @@ A chunk of rows takes, with L layers,
     L backward, L weight_gradient                   da from layer to layer, dz; dW and dc in parts
     latent_gradient, L parameter_gradient           the parts added up
 
-launches, those of gradients only where they are needed. For one layer from few latents a single launch, see `thin`,
-takes the place of draw, last, backward and weight_gradient.
+launches, those of gradients only where they are needed, and a further one for each sum over the rows of few data.
+For one layer from few latents a single launch, see `thin`, takes the place of draw, last, backward and weight_gradient.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from mcelbo_kernels.cuda.layout import kind_of, up
 from mcelbo_kernels.cuda.memory import Form, chunk_memory, places_of_results, waiting_memory
 from mcelbo_kernels.cuda.noise import blocks_for, in_blocks, source_of
 from mcelbo_kernels.cuda.plan import ThinPass, plan_of
+from mcelbo_kernels.cuda.rows import DatumSum
 from mcelbo_kernels.cuda.seam import Kernel
-from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, groups_for, lanes_for, parameter_gradient
+from mcelbo_kernels.cuda.sums import THREADS, groups_for, parameter_gradient
 from mcelbo_kernels.cuda.target import Target
 from mcelbo_kernels.problem import Gradients, Moments, Need, Problem, check_upstream
 
@@ -180,14 +181,13 @@ class Call:
 
     def add_errors(self, begin: int, count: int) -> None:
         """Add up the errors of each row, or the moments of each datum."""
-        launch, kernel, sums, columns = self.launch, self.plan.errors, self.chunk.sums, self.plan.columns
+        sums, columns = self.chunk.sums, self.plan.columns
         if self.errors is not None:
-            launch(kernel, (up(count, THREADS), 1), sums, columns, count, begin, self.errors)
+            self.launch(self.plan.errors, (up(count, THREADS), 1), sums, columns, count, begin, self.errors)
         elif self.upstream is None:
-            n = self.kind.samples
-            constant = None if self.form is None else self.form.fit
-            results = self.waiting.moments, constant, self.moments.mean, self.moments.squares
-            launch(kernel, (data(begin, count, n), 1), sums, columns, begin, count, n, *results)
+            given = sums, columns, None if self.form is None else self.form.fit
+            results = self.moments.mean, self.moments.squares
+            self.add_rows(self.plan.moments, begin, count, given, self.waiting.moments, results)
 
     def backward(self, count: int) -> None:
         """From the last layer's da to those before it, and to dz."""
@@ -203,23 +203,29 @@ class Call:
         """Add up the posterior's gradients over the samples of each datum."""
         parts, latent = self.plan.parts_of_dz, self.kind.widths[0]
         if parts and latent and self.kind.lowest < 0:
-            blocks = up(latent, lanes_for(latent)) * data(begin, count, self.kind.samples), 1
-            given = self.chunk.dz, parts, self.upstream, self.problem.logvar, self.noise
-            results = self.waiting.latents, self.gradients.mu, self.gradients.logvar
-            self.launch(self.plan.add_latents, blocks, *given, begin, count, self.scale, *results)
+            given = self.chunk.dz, parts, self.upstream, self.problem.logvar, self.noise, self.scale
+            results = self.gradients.mu, self.gradients.logvar
+            offset = self.problem.draw.sample_offset
+            self.add_rows(self.plan.latents, begin, count, given, self.waiting.latents, results, offset)
 
     def add_pixels(self, begin: int, count: int) -> None:
         """Add up the gradients of the data and of the pixel weights over the samples."""
-        kind, pixels = self.kind, self.kind.widths[-1]
-        of_weight = kind.rows if kind.weights == 1 else kind.samples
-        for rows, n, waiting, result in (
-            (self.chunk.dx, kind.samples, self.waiting.x, self.gradients.x),
-            (self.chunk.dw, of_weight, self.waiting.weight, self.gradients.weight),
+        plan, chunk, waiting, results = self.plan, self.chunk, self.waiting, self.gradients
+        for item, rows, sums, result in (
+            (plan.x, chunk.dx, waiting.x, results.x),
+            (plan.weight, chunk.dw, waiting.weight, results.weight),
         ):
             if rows is not None:
-                blocks = up(pixels, LANES_OF_PIXELS) * data(begin, count, n), 1
-                given = rows, self.upstream, begin, count, n, pixels, self.scale
-                self.launch(self.plan.add_pixels, blocks, *given, waiting, result)
+                self.add_rows(item, begin, count, (rows, self.upstream, self.scale), sums, result)
+
+    def add_rows(
+        self, item: DatumSum, begin: int, count: int, given: Any, waiting: Any, results: Any, offset: int = 0
+    ) -> None:
+        """Add up the rows of each datum."""
+        number = data(begin, count, item.n)
+        rows = begin, count, item.n, item.columns, begin // item.n, number, item.parts, item.piece, offset
+        for kernel, blocks in zip(item.kernels, item.blocks(number), strict=True):
+            self.launch(kernel, blocks, given, rows, self.chunk.left, waiting, results)
 
     def add_weights(self, index: int, begin: int, count: int) -> None:
         """Add up the parts of the gradients of a layer's weight and bias."""

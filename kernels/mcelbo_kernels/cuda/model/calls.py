@@ -12,7 +12,7 @@ from mcelbo_kernels.cuda.model.counts import REGISTERS_TAKEN
 from mcelbo_kernels.cuda.model.gpu import Launch
 from mcelbo_kernels.cuda.model.passes import backward, draw, hidden, last, thin, weights
 from mcelbo_kernels.cuda.model.span import Span
-from mcelbo_kernels.cuda.model.sums import errors, latents, parameters, pixels
+from mcelbo_kernels.cuda.model.sums import errors, latents, moments, parameters, pixels
 from mcelbo_kernels.cuda.plan import plan_of
 
 
@@ -63,8 +63,10 @@ def chunk_launches(span: Span) -> Iterator[Launch]:
         yield last(span)
     else:
         yield thin(span, plan.thin)
-    if span.kind.keep or not span.kind.upstream:
+    if span.kind.keep:
         yield errors(span)
+    elif not span.kind.upstream:
+        yield from moments(span)
     if not need.gradient:
         return
     for index in reversed(range(len(sides))):
@@ -72,9 +74,10 @@ def chunk_launches(span: Span) -> Iterator[Launch]:
         if product is not None:
             yield backward(span, product, index)
     if plan.parts_of_dz and span.kind.lowest < 0:
-        yield latents(span)
-    of_weight = span.kind.rows if span.kind.weights == 1 else span.kind.samples
-    yield from (pixels(span, n) for n, needed in ((span.kind.samples, need.x), (of_weight, need.weight)) if needed)
+        yield from latents(span)
+    for item, wanted in ((plan.x, need.x), (plan.weight, need.weight)):
+        if wanted:
+            yield from pixels(span, item)
     for index, needed in enumerate(need.layers):
         if any(needed):
             product = plan.weights[index]

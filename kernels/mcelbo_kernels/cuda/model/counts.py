@@ -16,10 +16,16 @@ from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_
 REGISTERS_TAKEN = {
     "draw": 36,
     "thin": 64,
-    "moments": 53,
+    "moments": 80,
+    "moments_in_parts": 80,
+    "moments_of_parts": 44,
     "finish_errors": 28,
-    "latent_gradient": 68,
-    "pixel_gradient": 32,
+    "latent_gradient": 78,
+    "latent_gradient_in_parts": 78,
+    "latent_gradient_of_parts": 44,
+    "pixel_gradient": 56,
+    "pixel_gradient_in_parts": 56,
+    "pixel_gradient_of_parts": 38,
     "parameter_gradient": 26,
 }
 
@@ -63,12 +69,13 @@ OF_A_BRANCH = Count(0, 5)
 # The thin pass: a cell, a thread's sample with its share of the sums over threads, a latent of a sample, a thread.
 OF_A_THIN_CELL = {False: Count(3, 1), True: Count(6, 3)}
 OF_A_THIN_SAMPLE, OF_A_THIN_LATENT, OF_A_THIN_THREAD = Count(0, 50), Count(54, 220, 6), Count(0, 240)
-# Four rows of a latent by "iid" that share a Philox block, or of the caller's noise; one row drawn again.
+# Four rows of a latent by "iid" that share a Philox block, or of the caller's noise; drawn again; half a deviation.
 OF_FOUR_DRAWS = {False: Count(152, 400, 16), True: Count(8, 200, 4)}
-OF_A_REDRAW = {False: Count(34, 180, 3, 2), True: Count(0, 60, 1, 2)}
-# Sums in float64: a part of a row, a row, a thread with its share of its block's sum, and one that finds its datum.
+OF_A_REDRAW, OF_A_DEVIATION = {False: Count(136, 280, 24, 4), True: Count(0, 80, 4, 4)}, Count(13, 40, 4, 4)
+# Sums in float64: a part of a row, a row, a thread with its share of its block's sum; of a datum a thread, and its rows
+# at once.
 OF_A_PART, OF_A_ROW = Count(0, 19, 1, 1), Count(0, 70, 1, 3)
-OF_A_SUM, OF_A_DATUM = Count(0, 80, 0, 8), Count(0, 180, 4, 12)
+OF_A_SUM, OF_A_DATUM, OF_A_TURN = Count(0, 80, 0, 8), Count(0, 180, 4, 12), Count(0, 60, 0, 8)
 
 
 def of_activation(name: str, gradient: bool) -> Count:

@@ -35,7 +35,7 @@ class Span(NamedTuple):
 
     @property
     def redrawn(self) -> Count:
-        """Instructions of a row's noise drawn again."""
+        """Instructions of the noise of a thread's rows at once, drawn again."""
         return OF_A_REDRAW[self.kind.sampler == INJECTED]
 
     def data(self, n: int) -> int:

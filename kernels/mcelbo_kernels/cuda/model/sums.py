@@ -2,67 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import prod
+
+from mcelbo_kernels.cuda.datum import AT_ONCE
 from mcelbo_kernels.cuda.layout import up
 from mcelbo_kernels.cuda.model import counts
+from mcelbo_kernels.cuda.model.counts import Count
 from mcelbo_kernels.cuda.model.gpu import Launch
 from mcelbo_kernels.cuda.model.span import LOADS, WIDE, Span
-from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, THREADS, groups_for, lanes_for, parameter_gradient
+from mcelbo_kernels.cuda.rows import DatumSum
+from mcelbo_kernels.cuda.sums import THREADS, groups_for, parameter_gradient
 
 
 def errors(span: Span) -> Launch:
-    """Return the launch that adds up the errors of each row, or the moments of each datum."""
-    kind, tiles, n = span.kind, span.plan.columns, span.kind.samples
-    of_rows = counts.OF_A_ROW.plus(counts.OF_A_PART.times(tiles)).times(span.rows)
-    blocks, serial, left = up(span.rows, THREADS), 1, span.rows
-    if not kind.keep:
-        blocks, serial, left = span.data(n), 1 + up(min(n, span.rows), THREADS), 4 * span.data(n)
+    """Return the launch that adds up the errors of each row."""
+    tiles = span.plan.columns
     return span.launch(
         span.plan.errors,
-        (blocks, 1),
-        of_rows.plus(counts.OF_A_DATUM.times(blocks * THREADS)),
+        (up(span.rows, THREADS), 1),
+        counts.OF_A_ROW.plus(counts.OF_A_PART.times(tiles)).times(span.rows),
         read=tiles * span.rows,
-        written=left,
-        given=left,
+        written=span.rows,
+        given=span.rows,
         kept=tiles * span.rows,
-        shared=0 if kind.keep else 2 * WIDE * THREADS,
-        rounds=1 + serial * up(tiles, LOADS),
+        rounds=1 + up(tiles, LOADS),
     )
 
 
-def latents(span: Span) -> Launch:
-    """Return the launch of the posterior's gradients."""
-    latent, n, parts = span.kind.widths[0], span.kind.samples, span.plan.parts_of_dz
-    lanes, number = lanes_for(latent), span.data(n)
-    blocks, read = up(latent, lanes) * number, parts * span.rows * latent
-    of_rows = span.redrawn.plus(counts.OF_A_PART.times(parts)).times(span.rows * up(latent, lanes) * lanes)
-    return span.launch(
-        span.plan.add_latents,
-        (blocks, 1),
-        of_rows.plus(counts.OF_A_DATUM.times(blocks * THREADS)),
-        read=read + number * latent,
-        written=2 * number * latent,
-        given=3 * number * latent,
-        kept=read,
-        shared=2 * WIDE * THREADS,
-        rounds=2 + up(min(n, span.rows) * lanes, THREADS) * up(parts, LOADS),
-    )
+def of_data(
+    span: Span, item: DatumSum, parts: int, turn: Count, end: Count, *, read: float, given: float, written: float
+) -> Iterator[Launch]:
+    """Yield the launches that add up the rows of each datum.
+
+    `parts` are numbers that add up to one of a row, `turn` the instructions of a thread's rows at once beside them,
+    `end` those of a result. So many numbers are read beside the rows, are the problem's or its results, and written.
+    """
+    number, groups = span.data(item.n), THREADS // item.lanes
+    across = up(item.columns, item.lanes) * item.lanes
+    turns, rows = max(number, up(span.rows, AT_ONCE)) * across, min(item.n, span.rows, item.piece)
+    results, size = number * item.columns, parts * span.rows * item.columns
+    left = WIDE / span.kind.dtype.itemsize * item.values * results * (item.parts if item.parts > 1 else 0)
+    of_rows = turn.plus(counts.OF_A_PART.times(AT_ONCE * parts), counts.OF_A_TURN).times(turns)
+    of_parts = counts.OF_A_PART.times(item.values * results * item.parts)
+    for kernel, blocks in zip(item.kernels, item.blocks(number), strict=True):
+        first, last = kernel is item.kernels[0], kernel is item.kernels[-1]
+        rounds = up(rows, groups * AT_ONCE) * up(parts, LOADS) if first else up(up(item.parts, groups), LOADS)
+        yield span.launch(
+            kernel,
+            blocks,
+            (of_rows if first else of_parts).plus(
+                counts.OF_A_DATUM.times(prod(blocks) * THREADS), end.times(results * last)
+            ),
+            read=(size if first else left) + read * last,
+            written=written if last else left,
+            given=given if last else 0,
+            kept=(size if first else 0) + left,
+            shared=item.values * WIDE * THREADS,
+            rounds=2 + rounds,
+        )
 
 
-def pixels(span: Span, n: int) -> Launch:
-    """Return the launch of the gradients of the data, or of pixel weights, of which each has n rows."""
-    outputs, number = span.kind.widths[-1], span.data(n)
-    across, numbers = up(outputs, LANES_OF_PIXELS), span.rows * outputs
-    return span.launch(
-        span.plan.add_pixels,
-        (across * number, 1),
-        counts.OF_A_PART.times(numbers).plus(counts.OF_A_DATUM.times(across * number * THREADS)),
-        read=numbers,
-        written=number * outputs,
-        given=number * outputs,
-        kept=numbers,
-        shared=WIDE * THREADS,
-        rounds=2 + up(min(n, span.rows) * LANES_OF_PIXELS, THREADS * LOADS),
-    )
+def moments(span: Span) -> Iterator[Launch]:
+    """Yield the launches of the moments of each datum's errors."""
+    number = span.data(span.kind.samples)
+    results = 2 * number * WIDE / span.kind.dtype.itemsize
+    sizes = {"read": 0, "given": results, "written": results}
+    return of_data(span, span.plan.moments, span.plan.columns, Count(), Count(), **sizes)
+
+
+def latents(span: Span) -> Iterator[Launch]:
+    """Yield the launches of the posterior's gradients."""
+    results = span.data(span.kind.samples) * span.kind.widths[0]
+    sizes = {"read": results, "given": 3 * results, "written": 2 * results}
+    return of_data(span, span.plan.latents, span.plan.parts_of_dz, span.redrawn, counts.OF_A_DEVIATION, **sizes)
+
+
+def pixels(span: Span, item: DatumSum) -> Iterator[Launch]:
+    """Yield the launches of the gradients of the data, or of pixel weights."""
+    results = span.data(item.n) * item.columns
+    return of_data(span, item, 1, Count(), Count(), read=0, given=results, written=results)
 
 
 def parameters(span: Span, index: int) -> Launch:
