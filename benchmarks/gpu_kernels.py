@@ -11,10 +11,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import peers
-from benchmarks.gpu_model import GPUS, kind_of
+from benchmarks.gpu_model import GPUS, call_of
 from benchmarks.report import Row
 from benchmarks.workloads import Workload, build
-from mcelbo_kernels.cuda.model import Launch, launches, predict
+from mcelbo_kernels.cuda.model import Launch, predict
 
 CALLS, WARM = 20, 3
 KERNEL = re.compile(r"mcelbo_kernels(?:::\w+)*::(\w+)::_3clocals")
@@ -80,4 +80,4 @@ def table(workload: Workload, device: torch.device) -> list[Row]:
     """Measure the launches of a workload, and return them beside the model's."""
     runner = peers.start(peers.OWN, build(workload, device=device))
     assert isinstance(runner, peers.TorchRunner)
-    return beside(of_a_call(events_of(runner.gradients, CALLS), CALLS), launches(kind_of(workload)))
+    return beside(of_a_call(events_of(runner.gradients, CALLS), CALLS), call_of(workload))

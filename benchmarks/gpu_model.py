@@ -1,6 +1,6 @@
 """`python -m benchmarks.gpu_model [workload ...]`: what the CUDA kernels' model says of the workloads.
 
-Prediction, unmeasured: no device takes part. The calls are those that value and gradients launch sample by sample.
+Prediction, unmeasured: no device takes part. The calls are those for value and gradients.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks.report import Row, show
 from benchmarks.workloads import WORKLOADS, Workload
+from mcelbo_kernels.cuda import choice
 from mcelbo_kernels.cuda.layout import Kind
 from mcelbo_kernels.cuda.model import A100, H100, Gpu, Launch, launches, occupancy, predict
 from mcelbo_kernels.problem import Activation, Need
@@ -37,6 +38,17 @@ def kind_of(workload: Workload) -> Kind:
         upstream=False,
         keep=False,
     )
+
+
+def algorithm_of(workload: Workload) -> str:
+    """Return the algorithm that a call takes by itself."""
+    pays = choice.pays(workload.batch, workload.samples, workload.widths[-2], workload.pixels)
+    return "gram" if workload.output == "identity" and pays else "grid"
+
+
+def call_of(workload: Workload) -> list[Launch]:
+    """Return the launches of value and gradients."""
+    return launches(kind_of(workload), algorithm=algorithm_of(workload))
 
 
 def row(launch: Launch) -> Row:
@@ -75,10 +87,10 @@ def main(names: Sequence[str] | None = None, console: Console | None = None) -> 
     for workload in WORKLOADS:
         if chosen and workload.name not in chosen:
             continue
-        call = launches(kind_of(workload))
+        call = call_of(workload)
         rows = [row(launch) for launch in call]
         show(
-            f"{workload.name} ({workload.shape}): prediction, unmeasured",
+            f"{workload.name} ({workload.shape}) by {algorithm_of(workload)}: prediction, unmeasured",
             [*rows, {"launch": "sum"} | total(rows)],
             console,
         )

@@ -8,9 +8,8 @@ pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles the CUDA ke
 
 from benchmarks import gpu_kernels
 from benchmarks.gpu_kernels import Event
-from benchmarks.gpu_model import GPUS, kind_of
+from benchmarks.gpu_model import GPUS, call_of
 from benchmarks.workloads import WORKLOADS
-from mcelbo_kernels.cuda.model import launches
 
 
 def kernel(name: str, begin: float, length: float) -> Event:
@@ -27,7 +26,7 @@ def test_the_launches_of_a_call_in_their_order() -> None:
 
 
 def test_measured_times_stand_beside_the_model() -> None:
-    modelled = launches(kind_of(WORKLOADS[0]))
+    modelled = call_of(WORKLOADS[0])
     measured = [(launch.label, 10.0 + index) for index, launch in enumerate(modelled)]
     *rows, total = gpu_kernels.beside(measured, modelled)
     assert [row["launch"] for row in rows] == [launch.label for launch in modelled]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -22,12 +22,12 @@ pytest.importorskip("psutil", reason="needs the extra 'bench'")
 
 from benchmarks import gpu_model
 from benchmarks.workloads import WORKLOADS, Workload
-from mcelbo_kernels.cuda import layout, schedule
+from mcelbo_kernels.cuda import algorithms, layout, schedule
 from mcelbo_kernels.cuda.model import A100, H100, Gpu, Launch, launches, occupancy, predict
 from mcelbo_kernels.cuda.model.gpu import dram_bytes, times, turns
 from mcelbo_kernels.cuda.plan import plan_of
 from mcelbo_kernels.cuda.seam import Kernel
-from mcelbo_kernels.problem import Need, Problem
+from mcelbo_kernels.problem import Activation, Need, Problem
 from tests.strategies import problems
 
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
@@ -82,6 +82,20 @@ def test_the_model_lists_what_the_schedule_launches(data: st.DataObject, problem
     assert_agrees(problem, data.draw(needs(problem)))
     assert_agrees(problem, Need.nothing(problem), errors=object())
     assert_agrees(problem, data.draw(needs(problem)), upstream=object())
+
+
+@settings(max_examples=60)
+@given(data=st.data(), problem=problems(cells=("squared_error",)))
+def test_the_model_lists_what_the_quadratic_form_launches(data: st.DataObject, problem: Problem) -> None:
+    last = replace(problem.layers[-1], activation=Activation())
+    weight = None if problem.weight is None else problem.weight[:1]
+    problem = replace(problem, layers=(*problem.layers[:-1], last), weight=weight)
+    assume(len(problem.x) and problem.layers[-1].weight.size)
+    need, target = data.draw(needs(problem)), Recorder()
+    algorithms.value_and_gradients(problem, need, None, target, "gram")
+    modelled = launches(layout.kind_of(problem, need, False, False), algorithm="gram")
+    assert [(launch.name, launch.blocks, launch.threads) for launch in modelled] == target.launched
+    assert all(predict(launch, H100).seconds < 1 for launch in modelled)
 
 
 @pytest.mark.usefixtures("_short_chunks")
@@ -229,10 +243,19 @@ def test_double_precision_takes_twice_the_bytes() -> None:
     assert single[0].written * 2 == double[0].written
 
 
-def test_a_quadratic_form_is_refused() -> None:
-    kind = gpu_model.kind_of(BY_NAME["affine-linear"])
-    with pytest.raises(NotImplementedError, match="quadratic form"):
-        launches(kind._replace(cell=layout.QUADRATIC))
+def test_a_quadratic_form_by_hand() -> None:
+    batch, n, hidden, pixels = 128, 16, 512, 784
+    call = launches(gpu_model.kind_of(BY_NAME["mlp-linear"]), algorithm="gram")
+    form = next(launch for launch in call if launch.label == "form")
+    assert form.products == batch * n * hidden**2
+    # h0 W^T alone is in double precision, and its parts take eight bytes a number
+    centre = next(launch for launch in call if launch.double)
+    assert centre.products == batch * pixels * hidden
+    assert [launch.double for launch in call].count(True) == 1
+    assert centre.written % (8 * batch * pixels) == 0
+    # of G the tiles up to the diagonal, 8 x 8 of 64 x 64 numbers
+    square = next(launch for launch in call if launch.label == "weight_gradient")
+    assert square.products == pixels * hidden**2 * 36 / 64
 
 
 def test_the_printed_tables() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from mcelbo_kernels.cuda.layout import Kind
 from mcelbo_kernels.cuda.memory import chunk_memory
 from mcelbo_kernels.cuda.model.counts import REGISTERS_TAKEN
+from mcelbo_kernels.cuda.model.form import Batch, form, of_samples
 from mcelbo_kernels.cuda.model.gpu import Launch
 from mcelbo_kernels.cuda.model.passes import backward, draw, hidden, last, thin, weights
 from mcelbo_kernels.cuda.model.span import Span
@@ -27,7 +28,7 @@ class Bytes:
         self.total += count * dtype.itemsize
 
 
-def launches(kind: Kind, registers: Mapping[str, int] = REGISTERS_TAKEN) -> list[Launch]:
+def launches(kind: Kind, registers: Mapping[str, int] = REGISTERS_TAKEN, algorithm: str = "grid") -> list[Launch]:
     """Return all launches of a kind of call in their order: prediction, unmeasured.
 
     Parameters
@@ -37,13 +38,12 @@ def launches(kind: Kind, registers: Mapping[str, int] = REGISTERS_TAKEN) -> list
     registers : mapping from kernels' first names to int
         Registers of a thread where they are known; others take what the launch bounds leave.
 
-    Raises
-    ------
-    NotImplementedError
-        For a quadratic form, whose launches are not modelled.
+    algorithm : {"grid", "gram"}
+        As of `algorithms.value_and_gradients`.
     """
-    if kind.quadratic:
-        raise NotImplementedError("the launches of a quadratic form are not modelled")
+    if algorithm == "gram":
+        batch = Batch(kind, registers)
+        return [*batch.before(), *launches(of_samples(kind), registers), *batch.after()]
     plan, memory = plan_of(kind), Bytes()
     target: Any = memory
     chunk_memory(plan, target)
@@ -60,7 +60,7 @@ def chunk_launches(span: Span) -> Iterator[Launch]:
     if plan.thin is None:
         yield draw(span)
         yield from (hidden(span, index) for index in range(len(sides) - 1))
-        yield last(span)
+        yield form(span) if span.kind.quadratic else last(span)
     else:
         yield thin(span, plan.thin)
     if span.kind.keep:

@@ -78,6 +78,14 @@ def product(
     )
 
 
+def half_of(launch: Launch, item: Product, rows: int) -> Launch:
+    """Return a launch of a symmetric matrix, whose blocks above the diagonal do nothing."""
+    across, down = up(item.columns, item.tile.width), up(rows, item.tile.height)
+    busy = sum(min(across, up((row + 1) * item.tile.height, item.tile.width)) for row in range(down))
+    fields = ("read", "written", "products", "fmas", "floats", "others", "special", "wide")
+    return launch._replace(**{name: getattr(launch, name) * busy / (across * down) for name in fields})
+
+
 def hidden(span: Span, index: int) -> Launch:
     """Return the launch of the output of a layer before the last."""
     kind, item, rows, gradient = span.kind, span.plan.forward[index], span.rows, span.kind.leaves_slope(index)
@@ -178,7 +186,7 @@ def weights(span: Span, item: Product, index: int) -> Launch:
     inputs, outputs = span.kind.widths[index : index + 2]
     across, blocks = item.blocks(outputs)[0], up(span.rows, item.piece)
     left, factors = blocks * outputs * (inputs + 1), span.rows * span.kind.upstream
-    return product(
+    found = product(
         span,
         item,
         (across, blocks),
@@ -191,3 +199,4 @@ def weights(span: Span, item: Product, index: int) -> Launch:
         given=factors,
         kept=span.rows * (inputs + outputs) + left,
     )
+    return half_of(found, item, outputs) if span.kind.symmetric(index) else found

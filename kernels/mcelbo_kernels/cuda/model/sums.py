@@ -91,7 +91,7 @@ def parameters(span: Span, index: int) -> Launch:
     groups = groups_for(span.plan.row_parts(index, span.plan.length))
     blocks = up(size, THREADS // groups)
     return span.launch(
-        parameter_gradient(span.kind.real, groups),
+        parameter_gradient(span.kind.real, groups, span.kind.symmetric(index)),
         (blocks, 1),
         counts.OF_A_PART.times(parts * size).plus(counts.OF_A_SUM.times(blocks * THREADS)),
         read=parts * size,
