@@ -13,9 +13,9 @@ from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda import backward, datum, layers, quadratic, samples, sums, thin
+from mcelbo_kernels.cuda import backward, datum, decoded, layers, quadratic, samples, sums, thin
 from mcelbo_kernels.cuda.datum import IN_PARTS, OF_PARTS, WHOLE
-from mcelbo_kernels.cuda.noise import INJECTED
+from mcelbo_kernels.cuda.noise import INJECTED, fill_noise
 from mcelbo_kernels.cuda.seam import Kernel, float32, float64
 from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_DOUBLE, Tile
 from mcelbo_kernels.numerics import cells
@@ -29,6 +29,8 @@ OUTPUTS = [(name, cell) for cell, family in cells.BY_NAME.items() for name in fa
 # gradient, weighted, by_data, by_weight: each of the last two is a gradient, by_weight that of the weights
 FLAGS = [flags for flags in product((False, True), repeat=4) if flags[0] >= max(flags[2:]) and flags[1] >= flags[3]]
 LANES = (1, 2, 4, 8, 16, 32)
+ADDING = ("centre_errors", "residuals", "layer_gradient", "pixel_weight_gradient")
+SECOND_STAGE = ("datum.", "decoded.", "sums.", *[f"quadratic.{name}" for name in ADDING])
 STAGES = (OF_PARTS, IN_PARTS, WHOLE)
 
 
@@ -43,7 +45,7 @@ class Case(NamedTuple):
     @property
     def single(self) -> bool:
         """Whether it computes in single precision alone; the second stage adds up in double precision."""
-        return bool(self.real == float32) and not self.name.startswith(("datum.", "sums."))
+        return bool(self.real == float32) and not self.name.startswith(SECOND_STAGE)
 
 
 def _case(make: Callable[..., Kernel], *arguments: Any, real: Any, tile: Tile | None = None, **options: Any) -> Case:
@@ -133,6 +135,31 @@ def _sums() -> Iterator[Case]:
             yield _case(datum.pixel_gradient, real, upstream, stage, real=real, upstream=upstream, stage=stage)
 
 
-SPECIALISATIONS = [*_quadratic(), *_hidden(), *_last(), *_gradients(), *_thin(), *_samples(), *_sums()]
+def _form() -> Iterator[Case]:
+    for real, weighted in product(REALS, (False, True)):
+        for flag in (False, True):
+            options = {"weighted": weighted, "by_weight": flag}
+            yield _case(quadratic.centre_errors, real, weighted, flag, real=real, **options)
+            yield _layer(quadratic.residuals, quadratic.Residuals(real, weighted, flag, weighted, True))
+        yield _case(quadratic.layer_gradient, real, weighted, real=real, weighted=weighted)
+    yield from (_case(quadratic.pixel_weight_gradient, real, real=real) for real in REALS)
+
+
+def _decoded() -> Iterator[Case]:
+    for real, cell, weighted in product(REALS, cells.BY_NAME, (False, True)):
+        yield _layer(decoded.errors, decoded.Errors(real, cell, weighted, True))
+        yield _layer(decoded.gradients, decoded.Gradients(real, cell, weighted, True, weighted))
+    yield _case(decoded.add_parts, real=float64)
+
+
+def _noise() -> Iterator[Case]:
+    for sampler, real in product(SAMPLERS, REALS):
+        yield _case(fill_noise, sampler, real, real=real, sampler=sampler)
+
+
+SPECIALISATIONS = [
+    *(*_quadratic(), *_form(), *_hidden(), *_last(), *_gradients(), *_thin()),
+    *(*_samples(), *_noise(), *_sums(), *_decoded()),
+]
 # what does most comes last
 REPRESENTATIVE = list({(case.make.func, case.real, case.tile): case for case in SPECIALISATIONS}.values())
