@@ -229,7 +229,7 @@ def last(spec: Last) -> Kernel:
         add_rows(shared, totals, sums, column // width * count + first, valid)
 
     signature = (*[numbers] * 3, real, *[numbers] * 2, int64, *[numbers] * 4, int64, int64, int64, int32, int32)
-    return Kernel(f"last {spec}", kernel, signature, tile.threads, tile.blocks(real))
+    return Kernel(f"last {spec}", kernel, signature, tile.threads, tile.blocks(real, weighted))
 
 
 def row_sums(tile: Tile, real: Any) -> Any:
