@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda import backward, datum, decoded, layers, quadratic, samples, sums, thin
 from mcelbo_kernels.cuda.datum import IN_PARTS, OF_PARTS, WHOLE
+from mcelbo_kernels.cuda.layout import GROUPS
 from mcelbo_kernels.cuda.noise import INJECTED, fill_noise
 from mcelbo_kernels.cuda.seam import Kernel, float32, float64
 from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_DOUBLE, Tile
@@ -22,8 +23,14 @@ from mcelbo_kernels.numerics import cells
 from mcelbo_kernels.problem import ACTIVATIONS, SAMPLERS
 
 REALS = (float32, float64)
-TILES = {LARGE: "large", SMALL: "small", NARROW: "narrow", SMALL_DOUBLE: "small", NARROW_DOUBLE: "narrow"}
-DOUBLE = (SMALL_DOUBLE, NARROW_DOUBLE)
+NAMES = {LARGE: "large", SMALL: "small", NARROW: "narrow", SMALL_DOUBLE: "small", NARROW_DOUBLE: "narrow"}
+TILES = {
+    tile._replace(groups=groups): name if groups == 1 else f"{name}-{groups}-groups"
+    for tile, name in NAMES.items()
+    for groups in GROUPS[tile]
+}
+DOUBLE = [tile for tile in TILES if tile._replace(groups=1) in (SMALL_DOUBLE, NARROW_DOUBLE)]
+SMALLER = [tile for tile in TILES if tile._replace(groups=1) in (SMALL, NARROW)]
 TILED = [(tile, float64 if tile in DOUBLE else float32) for tile in TILES]
 OUTPUTS = [(name, cell) for cell, family in cells.BY_NAME.items() for name in family.outputs or ACTIVATIONS]
 # gradient, weighted, by_data, by_weight: each of the last two is a gradient, by_weight that of the weights
@@ -66,9 +73,9 @@ def _layer(make: Callable[..., Kernel], spec: Any) -> Case:
 
 
 def _tiled(options: Sequence[Any]) -> Iterator[tuple[tuple[Tile, Any], Any]]:
-    """Yield each option with the large tile, and with the small and the narrow one in a precision each, by turns."""
+    """Yield each option with the large tile, and with a smaller one of each precision, by turns."""
     for turn, option in enumerate(options):
-        for tile in (LARGE, (SMALL, NARROW)[turn % 2], DOUBLE[(turn + 1) % 2]):
+        for tile in (LARGE, SMALLER[turn % len(SMALLER)], DOUBLE[(turn + 1) % len(DOUBLE)]):
             yield (tile, float64 if tile in DOUBLE else float32), option
 
 

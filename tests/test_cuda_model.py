@@ -125,19 +125,22 @@ def test_affine_by_hand() -> None:
     assert last.written == 4 * (rows * m + 7 * rows)
     assert last.given == 4 * (m * d + m + 128 * m)
     assert last.kept == 4 * (rows * d + rows * m + 7 * rows)
-    # of a thread 4 slices of 95 instructions, and the 300 and 200 of such a tile; of a cell with its branch 3 + 13 and
-    # 9 + 7 + 5, of 832 columns that runs of 64 cover
-    threads, cells = 448 * 256, rows * 832
+    # of a thread 4 slices of 95 instructions, and the 300 and 200 of such a tile; of a cell 3 + 13 and 8 + 5, of 896
+    # columns that tiles cover
+    threads, cells = 448 * 256, rows * 896
     assert last.floats == threads * 16 + cells * 16
-    assert last.others == threads * (4 * 95 + 300 + 200) + cells * 21
+    assert last.others == threads * (4 * 95 + 300 + 200) + cells * 13
     backward = call["backward"]
     assert backward.blocks == (64, 4)
     assert backward.read == 4 * (rows * m + 64 * m * d)
     assert backward.written == 4 * 4 * rows * d
+    # four groups take 25 slices of a part in 7 turns, 23 of the last one in 6
+    assert backward.fmas == 64 * 256 * 64 * 8 * (3 * 7 + 6)
+    assert backward.shared == 4 * 4 * 2 * 8 * (128 + 32 + 8) + 16
     weight = call["weight_gradient"]
-    assert weight.blocks == (7, 32)
+    assert weight.blocks == (7, 37)
     assert weight.read == 4 * (rows * m + 7 * rows * d)
-    assert weight.written == 4 * 32 * (m * d + m)
+    assert weight.written == 4 * 37 * (m * d + m)
     # 16 groups of 16 threads take all of the 64 samples at once
     assert call["latent_gradient"].blocks == (2 * 128, 1)
     assert call["latent_gradient"].rounds == 2 + n / (4 * 16)
@@ -181,10 +184,10 @@ def test_waves_by_hand() -> None:
     assert [of(blocks) for blocks in (1, 132, 133, 264, 265, 448)] == [1, 1, 2, 2, 3, 4]
     # 8 warps, each of which waits 4 cycles for every result, keep half of the schedulers busy
     assert of(1, independent=1) == 2
-    # three blocks of two warps give two of the schedulers a second warp, as four do
+    # a scheduler's only warp takes twice as long; three blocks of two warps give two of them a second one, as four do
     small = Launch("small", (132, 1), 64, 128, 8_704, independent=4)
     found = [turns(small._replace(blocks=(132 * blocks, 1)), H100) for blocks in (1, 2, 3, 4, 8, 9)]
-    assert found == [2, 2, 4, 4, 8, 10]
+    assert found == [4, 4, 4, 4, 8, 12]
 
 
 def test_bounds_by_hand() -> None:

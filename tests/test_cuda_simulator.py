@@ -61,11 +61,17 @@ PROBLEMS = {
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 8 x 8 and chunks of as many rows, so that a few threads are enough for several of each."""
+    """Tiles of 8 x 8 and chunks of as many rows, so that a few threads are enough for several of each.
+
+    Two groups of threads share out the longer sums.
+    """
     from mcelbo_kernels.cuda import layout, tile
 
+    small = tile.Tile(2, 2, 4, 4, 2)
     for name in ("LARGE", "SMALL", "NARROW"):
-        monkeypatch.setattr(layout, name, tile.Tile(2, 2, 4, 4, 2))
+        monkeypatch.setattr(layout, name, small)
+    monkeypatch.setattr(layout, "GROUPS", {small: (1, 2)})
+    monkeypatch.setattr(layout, "FEWEST_SLICES", 0.5)
     monkeypatch.setattr(layout, "BYTES_OF_A_CHUNK", 0)
     monkeypatch.setattr(layout, "FEWEST_ROWS", 8)
     monkeypatch.setattr(layout, "LONGEST_SUM", 8)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda.layers import position
+from mcelbo_kernels.cuda.layers import WAITING, position, set_aside
 from mcelbo_kernels.cuda.operands import across_sum, along_sum, spans, weighted_columns
-from mcelbo_kernels.cuda.product import product, shared_sizes
-from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, int32, int64, pointer
-from mcelbo_kernels.cuda.tile import Tile, places
+from mcelbo_kernels.cuda.product import product, shared_size
+from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, int32, int64, pointer
+from mcelbo_kernels.cuda.tile import Tile, group_of, over_tile
 
 
 class Backward(NamedTuple):
@@ -44,34 +44,43 @@ def backward(spec: Backward) -> Kernel:
     Without a slope outputs are cut into parts of `piece`, each summed by blocks of its own: (parts, rows, I).
     """
     tile, real, slope, transposed, stored = spec
-    rows, columns, given, zero = tile.rows, tile.columns, pointer(stored or real), real(0)
-    size_l, size_r = shared_sizes(tile)
-    left, of_weight = along_sum(tile.height, tile.threads, real), along_sum if transposed else across_sum
-    multiply, find = product(tile, real, left, of_weight(tile.width, tile.threads, real)), position(tile)
-    top, beside, row_of, column_of = places(tile)
+    rows, columns, given, zero, size = tile.rows, tile.columns, pointer(stored or real), real(0), shared_size(tile)
+    left, of_weight = along_sum(tile.height, tile, real), along_sum if transposed else across_sum
+    multiply, find = product(tile, real, left, of_weight(tile.width, tile, real)), position(tile)
+
+    @device
+    def row(r, state):
+        _acc, start, inputs, _result = state
+        return start + r * inputs
+
+    @device
+    def load(kept, at, c, place, state):
+        kept[at] = state[3][place + c]
+
+    @device
+    def leave(i, j, inside, across, c, place, kept, at, state):
+        if inside:
+            state[3][place + c] = state[0][i, j] * kept[at] if slope else state[0][i, j]
+
+    leave_all = over_tile(tile, real, int(slope), row, load, leave)
 
     def kernel(da, weight, result, count, inputs, outputs, piece):
-        lefts = cuda.shared.array(size_l, real, ALIGNED)
-        rights = cuda.shared.array(size_r, real, ALIGNED)
+        shared = cuda.shared.array(size, real, ALIGNED)
+        waiting = cuda.shared.array(WAITING, int64)
         acc = cuda.local.array((rows, columns), real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), count, inputs)
+        set_aside(waiting, first, column)
         begin = int32(cuda.blockIdx.y * piece)
         end = int32(min(begin + piece, outputs))
         for i in range(rows):
             for j in range(columns):
                 acc[i, j] = zero
         stride = int64(outputs if transposed else inputs)
-        multiply(acc, lefts, rights, (da, first, valid, int64(outputs)), (weight, column, wide, stride), begin, end)
-        for i in range(rows):
-            r = top() + row_of(i)
-            for j in range(columns):
-                c = beside() + column_of(j)
-                if r < valid and c < wide:
-                    at = (first + r) * inputs + column + c
-                    if slope:
-                        result[at] = acc[i, j] * result[at]
-                    else:
-                        result[int64(cuda.blockIdx.y) * count * inputs + at] = acc[i, j]
+        multiply(acc, shared, (da, first, valid, int64(outputs)), (weight, column, wide, stride), begin, end)
+        first, column = waiting[0], waiting[1]
+        # with a slope there is one part
+        start = (int64(cuda.blockIdx.y) * count + first) * inputs + column
+        leave_all(valid, wide, (acc, start, inputs, result))
 
     signature = (given, given, pointer(real), int64, int32, int32, int32)
     return Kernel(f"backward {spec}", kernel, signature, tile.threads, tile.blocks(real))
@@ -104,44 +113,56 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
     """
     tile, real, upstream, symmetric = spec
     rows, columns, height, numbers, zero = tile.rows, tile.columns, tile.height, pointer(real), real(0)
-    size_l, size_r = shared_sizes(tile)
-    left = weighted_columns(tile.height, tile.threads, real, upstream)
-    multiply, find = product(tile, real, left, across_sum(tile.width, tile.threads, real)), position(tile)
-    top, beside, row_of, column_of = places(tile)
-    threads, each, parts = tile.threads, *spans(tile.height, tile.threads)
+    size, left = shared_size(tile), weighted_columns(tile.height, tile, real, upstream)
+    multiply, find = product(tile, real, left, across_sum(tile.width, tile, real)), position(tile)
+    members, threads, group = tile.members, tile.threads, group_of(tile)
+    each, apart = spans(height, members)
+    parts = apart * tile.groups
+
+    @device
+    def row(r, state):
+        return state[1] + r * state[2]
+
+    @device
+    def load(kept, at, c, place, state):
+        pass
+
+    @device
+    def leave(i, j, inside, across, c, place, kept, at, state):
+        if inside:
+            state[3][place + c] = state[0][i, j]
+
+    leave_all = over_tile(tile, real, 0, row, load, leave)
 
     def kernel(da, g, h, result, begin, count, inputs, outputs, piece):
-        lefts = cuda.shared.array(size_l, real, ALIGNED)
-        rights = cuda.shared.array(size_r, real, ALIGNED)
+        shared = cuda.shared.array(size, real, ALIGNED)
+        waiting = cuda.shared.array(WAITING, int64)
         acc, column_sums = cuda.local.array((rows, columns), real), cuda.local.array(each, real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), outputs, inputs)
         if symmetric and column >= first + height:
             return
+        set_aside(waiting, first, column)
         start = int64(cuda.blockIdx.y) * piece
         end = min(start + piece, count)
-        at = int64(cuda.blockIdx.y) * outputs * (inputs + 1)
         for e in range(each):
             column_sums[e] = zero
         for i in range(rows):
             for j in range(columns):
                 acc[i, j] = zero
         ours, theirs = (da, first, valid, int64(outputs), g, begin, column_sums), (h, column, wide, int64(inputs))
-        multiply(acc, lefts, rights, ours, theirs, start, end)
-        for i in range(rows):
-            r = top() + row_of(i)
-            for j in range(columns):
-                c = beside() + column_of(j)
-                if r < valid and c < wide:
-                    result[at + (first + r) * inputs + column + c] = acc[i, j]
+        multiply(acc, shared, ours, theirs, start, end)
+        first, column = waiting[0], waiting[1]
+        at = int64(cuda.blockIdx.y) * outputs * (inputs + 1)
+        leave_all(valid, wide, (acc, at + first * inputs + column, inputs, result))
         if column == 0:
             for e in range(each):
-                lefts[e * threads + cuda.threadIdx.x] = column_sums[e]
+                shared[(group() * each + e) * members + (cuda.threadIdx.x & (members - 1))] = column_sums[e]
             cuda.syncthreads()
             for r in range(cuda.threadIdx.x, valid, threads):
                 total = zero
                 for part in range(parts):
-                    total += lefts[part * height + r]
+                    total += shared[part * height + r]
                 result[at + int64(outputs) * inputs + first + r] = total
 
     signature = (numbers, numbers, numbers, numbers, int64, int64, int32, int32, int64)
-    return Kernel(f"weight_gradient {spec}", kernel, signature, tile.threads, tile.blocks(real))
+    return Kernel(f"weight_gradient {spec}", kernel, signature, threads, tile.blocks(real, left.share > 8))

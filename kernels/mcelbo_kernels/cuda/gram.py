@@ -72,8 +72,8 @@ def products_of(kind: Kind) -> Products:
     """Choose the products' kernels for a kind of call."""
     (*_, width, pixels), batch, real = kind.widths, kind.batch, kind.real
     hidden = []
-    for outputs, activation in zip(kind.widths[1:-1], kind.activations, strict=False):
-        tile = tile_for(batch, outputs, real)
+    for (inputs, outputs), activation in zip(pairwise(kind.widths[:-1]), kind.activations, strict=False):
+        tile = tile_for(batch, outputs, inputs, real)
         hidden.append(Product(layers.hidden(layers.Hidden(tile, real, activation.name, False)), tile, outputs))
     return Products(
         tuple(hidden),

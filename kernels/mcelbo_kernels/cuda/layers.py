@@ -11,9 +11,19 @@ from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.cell import activation, evaluation
 from mcelbo_kernels.cuda.operands import along_sum
-from mcelbo_kernels.cuda.product import product, shared_sizes
+from mcelbo_kernels.cuda.product import product, shared_size
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, int32, int64, pointer
-from mcelbo_kernels.cuda.tile import Tile, over_tile, places
+from mcelbo_kernels.cuda.tile import GAP, Tile, group_of, over_tile, places, places_to_finish
+
+# What the loop of a product does not need waits in shared memory, because the loop takes all registers.
+WAITING = 2
+
+
+@device
+def set_aside(waiting, first, column):
+    """Keep a tile's first row and column, until the product's barriers let all threads read them."""
+    if cuda.threadIdx.x == 0:
+        waiting[0], waiting[1] = first, column
 
 
 def position(tile: Tile) -> Any:
@@ -31,19 +41,32 @@ def position(tile: Tile) -> Any:
 
 
 def bias_start(tile: Tile, real: Any) -> Any:
-    """Return the device function (acc, bias, column, valid): acc[i, j] = bias[column j]."""
+    """Return the device function (acc, bias, column, valid): acc[i, j] = bias[column j], in the first group alone."""
     rows, columns, zero = tile.rows, tile.columns, real(0)
-    beside, column_of = places(tile).left, places(tile).column
+    beside, column_of, group = places(tile).left, places(tile).column, group_of(tile)
 
     @device
     def start(acc, bias, column, valid):
+        given = valid if group() == 0 else int32(0)
         for j in range(columns):
             c = beside() + column_of(j)
-            value = bias[column + c] if c < valid else zero
+            value = bias[column + c] if c < given else zero
             for i in range(rows):
                 acc[i, j] = value
 
     return start
+
+
+def data_of_rows(tile: Tile) -> Any:
+    """Return the device function (datum, row, valid, n): datum[r] = the datum of sample row + r."""
+    threads = tile.threads
+
+    @device
+    def find(datum, row, valid, n):
+        for r in range(cuda.threadIdx.x, valid, threads):
+            datum[r] = int32((row + r) // n)
+
+    return find
 
 
 class Hidden(NamedTuple):
@@ -71,40 +94,46 @@ class Hidden(NamedTuple):
 def hidden(spec: Hidden) -> Kernel:
     """Return the kernel from h (rows, I) to h' (rows, O) and, with gradients, the activation's slope (rows, O)."""
     tile, real, _, gradient, centred = spec
-    rows, columns, height, threads, numbers = tile.rows, tile.columns, tile.height, tile.threads, pointer(real)
-    size_l, size_r = shared_sizes(tile)
-    multiply = product(tile, real, *(along_sum(length, threads, real) for length in (height, tile.width)))
+    rows, columns, height, size, numbers = tile.rows, tile.columns, tile.height, shared_size(tile), pointer(real)
+    multiply = product(tile, real, *(along_sum(length, tile, real) for length in (height, tile.width)))
     find, start, activate = position(tile), bias_start(tile, real), activation(spec.activation, real)
+    find_data = data_of_rows(tile)
 
     @device
-    def datum_of(r, state):
-        return int64(state[0][r]) if centred else int64(0)
+    def row(r, state):
+        datum, _acc, first, column, outputs, _parameter, _result, _slope, _centre = state
+        return (first + r) * outputs + column, (int64(datum[r]) if centred else int64(0)) * outputs + column
 
     @device
-    def leave(i, j, r, c, b, state):
-        _datum, acc, first, column, outputs, parameter, result, slope, centre = state
-        at = (first + r) * outputs + column + c
+    def load(kept, at, c, place, state):
+        kept[at] = state[8][place[1] + c]
+
+    @device
+    def leave(i, j, inside, across, c, place, kept, at, state):
+        _datum, acc, _first, _column, _outputs, parameter, result, slope, _centre = state
         value, derivative = activate(acc[i, j], parameter)
         if centred:
-            value -= centre[b * outputs + column + c]
-        result[at] = value
-        if gradient:
-            slope[at] = derivative
+            value -= kept[at]
+        if inside:
+            result[place[0] + c] = value
+            if gradient:
+                slope[place[0] + c] = derivative
 
-    leave_all = over_tile(tile, datum_of, leave)
+    leave_all = over_tile(tile, real, int(centred), row, load, leave)
 
     def kernel(h, weight, bias, parameter, result, slope, centre, n, begin, count, inputs, outputs):
-        lefts = cuda.shared.array(size_l, real, ALIGNED)
-        rights = cuda.shared.array(size_r, real, ALIGNED)
+        shared = cuda.shared.array(size, real, ALIGNED)
+        waiting = cuda.shared.array(WAITING, int64)
         datum = cuda.shared.array(height, int32)
         acc = cuda.local.array((rows, columns), real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), count, outputs)
+        set_aside(waiting, first, column)
         if centred:
-            for r in range(cuda.threadIdx.x, valid, threads):
-                datum[r] = int32((begin + first + r) // n)
+            find_data(datum, begin + first, valid, n)
         stride = int64(inputs)
         start(acc, bias, column, wide)
-        multiply(acc, lefts, rights, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
+        multiply(acc, shared, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
+        first, column = waiting[0], waiting[1]
         leave_all(valid, wide, (datum, acc, first, column, outputs, parameter, result, slope, centre))
 
     signature = (*[numbers] * 3, real, *[numbers] * 3, int64, int64, int64, int32, int32)
@@ -137,73 +166,89 @@ class Last(NamedTuple):
 def last(spec: Last) -> Kernel:
     """Return the kernel from h (rows, I) to the sums of t over each tile's columns (tiles, rows), and what is left."""
     tile, real, (_, _, _, _, gradient, weighted, by_data, by_weight) = spec.tile, spec.real, spec
-    rows, columns, height, width, threads = tile.rows, tile.columns, tile.height, tile.width, tile.threads
-    numbers, zero, (size_l, size_r) = pointer(real), real(0), shared_sizes(tile)
-    multiply = product(tile, real, *(along_sum(length, threads, real) for length in (height, width)))
-    find, start = position(tile), bias_start(tile, real)
+    rows, columns, finished, height, width = tile.rows, tile.columns, tile.finished, tile.height, tile.width
+    numbers, zero, size = pointer(real), real(0), shared_size(tile)
+    multiply = product(tile, real, *(along_sum(length, tile, real) for length in (height, width)))
+    find, start, find_data = position(tile), bias_start(tile, real), data_of_rows(tile)
     evaluate = evaluation(spec.likelihood, spec.activation, real)
     add_rows = row_sums(tile, real)
+    # threads that finish all rows have registers for a row's pixels only where a cell takes few
+    early = tile.groups > 1 or (spec.likelihood == "squared_error" and not weighted)
 
     @device
-    def datum_of(r, state):
-        return int64(state[2][r])
+    def row(r, state):
+        _acc, _totals, datum, first, column, outputs, _parameter, _x, _w, apart, _da, _dx, _dw = state
+        b = int64(datum[r])
+        return (first + r) * outputs + column, b * outputs + column, b * apart + column
 
     @device
-    def add(i, j, r, c, b, state):
-        acc, totals, _datum, first, column, outputs, parameter, x, w, apart, da, dx, dw = state
-        at = (first + r) * outputs + column + c
-        t, of_a, of_x = evaluate(acc[i, j], x[b * outputs + column + c], parameter)
-        if by_weight:
-            dw[at] = t
+    def load(kept, at, c, place, state):
+        kept[at] = state[7][place[1] + c]
         if weighted:
-            pixel = w[b * apart + column + c]
-            counts = pixel != zero
-            t = pixel * t if counts else zero
-            of_a = pixel * of_a if counts else zero
-            of_x = pixel * of_x if counts else zero
-        if by_data:
-            dx[at] = of_x
-        if gradient:
-            da[at] = of_a
-        totals[i] += t
+            kept[at + 1] = state[8][place[2] + c]
 
-    add_all = over_tile(tile, datum_of, add)
+    @device
+    def leave(i, j, inside, across, c, place, kept, at, state):
+        acc, totals, _datum, _first, _column, _outputs, parameter, x, w, _apart, da, dx, dw = state
+        if early or inside:
+            t, of_a, of_x = evaluate(acc[i, j], kept[at] if early else x[place[1] + c], parameter)
+            if by_weight and inside:
+                dw[place[0] + c] = t
+            if weighted:
+                pixel = kept[at + 1] if early else w[place[2] + c]
+                counts = pixel != zero
+                t = pixel * t if counts else zero
+                of_a = pixel * of_a if counts else zero
+                of_x = pixel * of_x if counts else zero
+            # of rows outside nobody reads the total
+            if across:
+                totals[i] += t
+            if inside:
+                if by_data:
+                    dx[place[0] + c] = of_x
+                if gradient:
+                    da[place[0] + c] = of_a
+
+    add_all = over_tile(tile, real, (1 + weighted) * early, row, load, leave)
 
     def kernel(h, weight, bias, parameter, x, w, apart, sums, da, dx, dw, n, begin, count, inputs, outputs):
-        lefts = cuda.shared.array(size_l, real, ALIGNED)
-        rights = cuda.shared.array(size_r, real, ALIGNED)
+        shared = cuda.shared.array(size, real, ALIGNED)
+        waiting = cuda.shared.array(WAITING, int64)
         datum = cuda.shared.array(height, int32)
-        acc, totals = cuda.local.array((rows, columns), real), cuda.local.array(rows, real)
+        acc, totals = cuda.local.array((rows, columns), real), cuda.local.array(finished, real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), count, outputs)
-        for r in range(cuda.threadIdx.x, valid, threads):
-            datum[r] = int32((begin + first + r) // n)
+        set_aside(waiting, first, column)
+        find_data(datum, begin + first, valid, n)
         start(acc, bias, column, wide)
         stride = int64(inputs)
-        multiply(acc, lefts, rights, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
-        for i in range(rows):
+        multiply(acc, shared, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
+        first, column = waiting[0], waiting[1]
+        for i in range(finished):
             totals[i] = zero
         add_all(valid, wide, (acc, totals, datum, first, column, outputs, parameter, x, w, apart, da, dx, dw))
-        add_rows(lefts, totals, sums, column // width * count + first, valid)
+        add_rows(shared, totals, sums, column // width * count + first, valid)
 
     signature = (*[numbers] * 3, real, *[numbers] * 2, int64, *[numbers] * 4, int64, int64, int64, int32, int32)
-    return Kernel(f"last {spec}", kernel, signature, tile.threads, tile.blocks(real))
+    return Kernel(f"last {spec}", kernel, signature, tile.threads, tile.blocks(real, weighted))
 
 
 def row_sums(tile: Tile, real: Any) -> Any:
     """Return the device function (shared, totals, sums, at, valid): sums[at + r] = sum over threads of totals[r]."""
-    rows, height, across, threads, zero = tile.rows, tile.height, tile.across, tile.threads, real(0)
-    top, _, row_of, _ = places(tile)
+    rows, across, threads, zero = tile.finished, tile.across, tile.threads, real(0)
+    top, _, row_of, _ = places_to_finish(tile)
+    # the gap keeps neighbouring threads' numbers apart in different banks
+    pitch = tile.height + GAP
 
     @device
     def add(shared, totals, sums, at, valid):
-        part = (cuda.threadIdx.x & (across - 1)) * height
+        part = (cuda.threadIdx.x & (across - 1)) * pitch
         for i in range(rows):
             shared[part + top() + row_of(i)] = totals[i]
         cuda.syncthreads()
         for r in range(cuda.threadIdx.x, valid, threads):
             total = zero
             for other in range(across):
-                total += shared[other * height + r]
+                total += shared[other * pitch + r]
             sums[at + r] = total
 
     return add

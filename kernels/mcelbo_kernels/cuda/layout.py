@@ -22,11 +22,15 @@ BYTES_OF_A_CHUNK = 32 << 20
 # Fewer rows than these would leave multiprocessors idle; where a row is so wide that they outgrow this, they may.
 FEWEST_ROWS, MOST_BYTES = 1024, 256 << 20
 MOST_ROWS = 1 << 20
-# Two blocks for each multiprocessor of an H100.
-ENOUGH_BLOCKS = 264
+# Two blocks for each multiprocessor of an H100, and four warps for each of its schedulers: a lone warp waits in every
+# second cycle for what it began before.
+ENOUGH_BLOCKS, ENOUGH_WARPS, WARP = 264, 132 * 4 * 4, 32
 MOST_PARTS = 65535  # that a grid can have along y
-# A sum in single precision ends after so many terms, and a cut one is not shorter than this.
-LONGEST_SUM, SHORTEST_SUM = 1024, 256
+# A thread's sum in single precision ends after so many terms, and one is not cut into parts shorter than this.
+LONGEST_SUM, SHORTEST_SUM = 1024, 128
+# How many groups of threads may share out the sum of a tile, and the slices that are to be left for each.
+GROUPS = {LARGE: (1,), SMALL: (1, 2, 4), NARROW: (1, 2, 4), SMALL_DOUBLE: (1, 2), NARROW_DOUBLE: (1, 2)}
+FEWEST_SLICES = 4
 # So many times can a thread wait for the second-level cache while a further launch begins.
 WAITS_OF_A_LAUNCH = 12
 
@@ -111,13 +115,30 @@ def tiles(tile: Tile, rows: int, columns: int) -> int:
     return up(rows, tile.height) * max(1, up(columns, tile.width))
 
 
-def tile_for(rows: int, columns: int, real: Any, parts: int = 1) -> Tile:
+def shape_for(rows: int, columns: int, real: Any, parts: int = 1) -> Tile:
     """Return the largest tile of which there are enough for all multiprocessors, or a narrow one for few columns."""
     if real != float32:
         return NARROW_DOUBLE if columns <= NARROW_DOUBLE.width else SMALL_DOUBLE
     if columns <= NARROW.width:
         return NARROW
     return LARGE if tiles(LARGE, rows, columns) * parts >= ENOUGH_BLOCKS else SMALL
+
+
+def enough(blocks: int, threads: int) -> int:
+    """Return how many times as many blocks still have no more warps than are enough, at least 1."""
+    return max(1, ENOUGH_WARPS * WARP // (max(1, blocks) * threads))
+
+
+def in_groups(tile: Tile, blocks: int, terms: int) -> Tile:
+    """Return the tile with as many groups of threads as there are to be warps, and as the sum has slices for."""
+    most = min(enough(blocks, tile.members), terms // (SLICE * FEWEST_SLICES))
+    return tile._replace(groups=max(groups for groups in GROUPS.get(tile, (1,)) if groups <= max(1, most)))
+
+
+def tile_for(rows: int, columns: int, terms: int, real: Any) -> Tile:
+    """Return the tile of a product whose sums have so many terms, none of them cut."""
+    tile = shape_for(rows, columns, real)
+    return in_groups(tile, tiles(tile, rows, columns), terms)
 
 
 def rows_of_a_chunk(kind: Kind) -> int:
@@ -149,8 +170,13 @@ class Cut(NamedTuple):
 
 
 def cut(tile: Tile, blocks: int, terms: int) -> Cut:
-    """Cut a sum so that there are enough blocks, and none is longer than a sum in single precision may be."""
-    parts = max(up(terms, LONGEST_SUM), min(up(ENOUGH_BLOCKS, max(1, blocks)), up(terms, SHORTEST_SUM)))
+    """Cut a sum where groups of threads alone make too few warps, and so that no thread's sum is too long.
+
+    Parts are written and read again, groups are not, so that there are groups first.
+    """
+    tile = in_groups(tile, blocks, terms)
+    wanted = min(enough(blocks, tile.threads), up(terms, SHORTEST_SUM))
+    parts = max(up(terms, LONGEST_SUM * tile.groups), wanted)
     piece = max(1, up(up(terms, max(1, min(parts, MOST_PARTS))), SLICE)) * SLICE
     return Cut(tile, max(1, up(terms, piece)), piece)
 
@@ -170,12 +196,12 @@ def cut_datum(blocks: int, rows: int, turn: int, waits: int) -> tuple[int, int]:
 
 def cut_product(rows: int, columns: int, terms: int, real: Any) -> Cut:
     """Cut a product of few columns, as dz = da W is, whose sum goes over the first layer's outputs."""
-    tile = tile_for(rows, columns, real)
+    tile = shape_for(rows, columns, real)
     return cut(tile, tiles(tile, rows, columns), terms)
 
 
 def cut_weight_gradient(rows: int, inputs: int, outputs: int, real: Any, symmetric: bool = False) -> Cut:
     """Cut dW = da^T h, whose sum goes over the rows; of a symmetric one the tiles up to the diagonal are computed."""
-    tile = tile_for(outputs, inputs, real, up(rows, SHORTEST_SUM))
+    tile = shape_for(outputs, inputs, real, up(rows, LONGEST_SUM))
     blocks = tiles(tile, outputs, inputs)
     return cut(tile, (blocks + up(outputs, tile.height)) // 2 if symmetric else blocks, rows)

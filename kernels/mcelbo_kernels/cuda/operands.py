@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.seam import cuda, device, int32
-from mcelbo_kernels.cuda.tile import GAP, SLICE
+from mcelbo_kernels.cuda.tile import GAP, SLICE, Tile
 
 
 class Operand(NamedTuple):
     """An operand of a product, as device functions.
+
+    Every group of threads has slices of its own, between two of which lie those of the others.
 
     A source is (matrix, first, valid, stride): the tile's rows or columns are first to first + valid - 1, and the
     matrix's rows lie `stride` numbers apart.
@@ -24,9 +26,9 @@ class Operand(NamedTuple):
         Where a thread's share of index k begins.
     fetch : (staged, source, at, left) -> int
         Load a thread's share of a slice that begins `at` into `staged` (share,), of which `left` indices are within
-        the sum; return where the next slice's begins.
+        the sum, none if it is negative; return where the group's next slice begins.
     put : (staged, shared, base) -> None
-        Store it to rows base to base + SLICE - 1 of shared memory.
+        Store it to SLICE rows of shared memory, of which the first begins at number `base`.
     share : int
         Numbers of a slice for each thread.
     """
@@ -37,9 +39,10 @@ class Operand(NamedTuple):
     share: int
 
 
-def along_sum(length: int, threads: int, real: Any) -> Operand:
+def along_sum(length: int, tile: Tile, real: Any) -> Operand:
     """Return the operand of a matrix (rows, k): neighbours in memory are neighbours in the sum."""
-    share, apart, pitch = length * SLICE // threads, threads // SLICE, length + GAP
+    threads, pitch, step = tile.members, length + GAP, SLICE * tile.groups
+    share, apart = length * SLICE // threads, threads // SLICE
     shift, last, mask = SLICE.bit_length() - 1, SLICE - 1, threads - 1
     zero = real(0)
 
@@ -57,27 +60,29 @@ def along_sum(length: int, threads: int, real: Any) -> Operand:
                 staged[e] = matrix[at + e * apart * stride]
         else:
             t = cuda.threadIdx.x & mask
-            inside = int32(valid if (t & last) < left else 0)
+            # what is left behind the thread's first number is compared with constants
+            room = int32((valid if int32(t & last) < left else int32(0)) - int32(t >> shift))
             for e in range(share):
-                staged[e] = matrix[at + e * apart * stride] if (t >> shift) + e * apart < inside else zero
-        return at + SLICE
+                staged[e] = matrix[at + e * apart * stride] if int32(e * apart) < room else zero
+        return at + step
 
     @device
     def put(staged, shared, base):
         t = cuda.threadIdx.x & mask
-        start = (base + (t & last)) * pitch + (t >> shift)
+        start = base + (t & last) * pitch + (t >> shift)
         for e in range(share):
             shared[start + e * apart] = staged[e]
 
     return Operand(start, fetch, put, share)
 
 
-def across_sum(length: int, threads: int, real: Any) -> Operand:
+def across_sum(length: int, tile: Tile, real: Any) -> Operand:
     """Return the operand of a matrix (k, columns): neighbours in memory are neighbours in the tile.
 
     Where there are more columns than threads, each takes some, `threads` apart.
     """
-    share, each, apart, pitch = length * SLICE // threads, *spans(length, threads), length + GAP
+    threads, pitch, step = tile.members, length + GAP, SLICE * tile.groups
+    share, each, apart = length * SLICE // threads, *spans(length, threads)
     shift, last, mask = min(length, threads).bit_length() - 1, min(length, threads) - 1, threads - 1
     zero = real(0)
 
@@ -95,15 +100,17 @@ def across_sum(length: int, threads: int, real: Any) -> Operand:
                 staged[e] = matrix[at + e // each * apart * stride + e % each * threads]
         else:
             t = cuda.threadIdx.x & mask
+            room, rows = int32(valid - int32(t & last)), int32(left - int32(t >> shift))
             for e in range(share):
-                inside = (t & last) + e % each * threads < valid and (t >> shift) + e // each * apart < left
-                staged[e] = matrix[at + e // each * apart * stride + e % each * threads] if inside else zero
-        return at + SLICE * stride
+                column, row = int32(e % each * threads), int32(e // each * apart)
+                place = at + e // each * apart * stride + e % each * threads
+                staged[e] = matrix[place] if column < room and row < rows else zero
+        return at + step * stride
 
     @device
     def put(staged, shared, base):
         t = cuda.threadIdx.x & mask
-        start = (base + (t >> shift)) * pitch + (t & last)
+        start = base + (t >> shift) * pitch + (t & last)
         for e in range(share):
             shared[start + e // each * apart * pitch + e % each * threads] = staged[e]
 
@@ -115,13 +122,14 @@ def spans(length: int, threads: int) -> tuple[int, int]:
     return max(1, length // threads), max(1, threads // length)
 
 
-def weighted_columns(length: int, threads: int, real: Any, upstream: bool) -> Operand:
+def weighted_columns(length: int, tile: Tile, real: Any, upstream: bool) -> Operand:
     """Return the operand of a matrix (k, columns) whose rows are multiplied by factors g, and each column added up.
 
     A source goes on with (g, begin, totals): row k has the factor g[begin + k], where there is any, and a thread adds
     what it loads to totals, one for each of its columns.
     """
-    plain, (each, apart) = across_sum(length, threads, real), spans(length, threads)
+    threads, step = tile.members, SLICE * tile.groups
+    plain, (each, apart) = across_sum(length, tile, real), spans(length, threads)
     start_plain, fetch_plain, share = plain.start, plain.fetch, plain.share
     shift, mask = min(length, threads).bit_length() - 1, threads - 1
 
@@ -137,9 +145,9 @@ def weighted_columns(length: int, threads: int, real: Any, upstream: bool) -> Op
         following = fetch_plain(staged, (matrix, first, valid, stride), place, left)
         own = (cuda.threadIdx.x & mask) >> shift
         for e in range(share):
-            if upstream and own + e // each * apart < left:
+            if upstream and int32(own + e // each * apart) < left:
                 staged[e] *= g[row + own + e // each * apart]
             totals[e % each] += staged[e]
-        return following, row + SLICE
+        return following, row + step
 
     return Operand(start, fetch, plain.put, share)

@@ -156,8 +156,8 @@ def thin_pass(kind: Kind, rows: int) -> ThinPass:
 
 def hidden_product(kind: Kind, index: int, rows: int) -> Product:
     """Return the product of a layer before the last."""
-    outputs, name = kind.widths[index + 1], kind.activations[index].name
-    tile, centred = tile_for(rows, outputs, kind.real), kind.quadratic and index == len(kind.widths) - 3
+    (inputs, outputs), name = kind.widths[index : index + 2], kind.activations[index].name
+    tile, centred = tile_for(rows, outputs, inputs, kind.real), kind.quadratic and index == len(kind.widths) - 3
     spec = layers.Hidden(tile, kind.real, name, kind.leaves_slope(index), centred)
     return Product(layers.hidden(spec), tile, outputs)
 
@@ -165,7 +165,7 @@ def hidden_product(kind: Kind, index: int, rows: int) -> Product:
 def last_product(kind: Kind, rows: int) -> Product:
     """Return the product of the last layer."""
     need, outputs, name = kind.need, kind.widths[-1], kind.activations[-1].name
-    tile = tile_for(rows, outputs, kind.real)
+    tile = tile_for(rows, outputs, kind.widths[-2], kind.real)
     if kind.quadratic:
         before = len(kind.widths) - 3
         form = quadratic.Form(tile, kind.real, need.gradient and before >= kind.lowest, before >= 0)
@@ -178,7 +178,7 @@ def backward_product(kind: Kind, index: int, rows: int) -> Product:
     """Return the product from a layer's da to the layer before it, or to dz, whose sum may be cut."""
     inputs, outputs = kind.widths[index], kind.widths[index + 1]
     if index:
-        tile = tile_for(rows, inputs, kind.real)
+        tile = tile_for(rows, inputs, outputs, kind.real)
         return Product(backward.backward(backward.Backward(tile, kind.real, True)), tile, inputs, 1, outputs)
     return cut_in_parts(rows, inputs, outputs, kind.real)
 

@@ -10,59 +10,118 @@ from typing import Any
 
 from mcelbo_kernels.cuda.operands import Operand
 from mcelbo_kernels.cuda.seam import cuda, device, int32
-from mcelbo_kernels.cuda.tile import GAP, SLICE, Tile, outer_product, places
+from mcelbo_kernels.cuda.tile import GAP, SLICE, Tile, group_of, outer_product, places
 
 
-def shared_sizes(tile: Tile) -> tuple[int, int]:
-    """Return how many numbers the left and the right operand's two buffers hold."""
-    return 2 * SLICE * (tile.height + GAP), 2 * SLICE * (tile.width + GAP)
+def shared_size(tile: Tile) -> int:
+    """Return how many numbers the two buffers of both operands hold, those of all groups."""
+    return tile.groups * 2 * SLICE * (tile.height + tile.width + 2 * GAP)
 
 
 def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
     """Return the device function that adds a product to a tile.
 
-    (acc, lefts, rights, left_source, right_source, begin, end): acc[i, j] += sum_k left[k, row i] right[k, column j]
-    for begin <= k < end; `lefts` and `rights` are the shared buffers, which nobody uses after it.
+    (acc, shared, left_source, right_source, begin, end): acc[i, j] += sum_k left[k, row i] right[k, column j] for
+    begin <= k < end; `shared` are the buffers, which nobody uses after it. With groups of threads each takes its turn
+    at the slices, and in the end acc[i, j] is the sum for the i-th row that the thread finishes.
     """
     pitch_l, pitch_r = tile.height + GAP, tile.width + GAP
-    rows, columns = tile.rows, tile.columns
+    rows, columns, groups, step = tile.rows, tile.columns, tile.groups, SLICE * tile.groups
+    buffer_l, buffer_r, size = SLICE * pitch_l, SLICE * pitch_r, shared_size(tile) // tile.groups
     (start_l, fetch_l, put_l, share_l), (start_r, fetch_r, put_r, share_r) = left, right
-    outer_add, place = outer_product(tile), places(tile)
+    outer_add, place, group, add_groups = outer_product(tile), places(tile), group_of(tile), sum_of_groups(tile)
     top_of, left_of = place.top, place.left
+    # threads of groups have fewer registers, of which one operand at a time takes half as many as both; that there are
+    # other groups leaves it the time to come
+    halves, zero = groups > 1, real(0)
 
     @device
-    def multiply(acc, lefts, rights, left_source, right_source, begin, end):
+    def forget(staged):
+        for e in range(len(staged)):
+            staged[e] = zero
+
+    @device
+    def multiply(acc, shared, left_source, right_source, begin, end):
         staged_l, staged_r = cuda.local.array(share_l, real), cuda.local.array(share_r, real)
         a, b = cuda.local.array(rows, real), cuda.local.array(columns, real)
-        top, first = top_of(), left_of()
+        own = group()
+        before, lefts = int32(own * SLICE), own * size
+        rights = lefts + 2 * buffer_l
+        top, first = lefts + top_of(), rights + left_of()
+        # alike for all groups, because all wait at the same barriers
         left = int32(end - begin)
-        at_l = fetch_l(staged_l, left_source, start_l(left_source, begin), left)
-        at_r = fetch_r(staged_r, right_source, start_r(right_source, begin), left)
-        put_l(staged_l, lefts, 0)
-        put_r(staged_r, rights, 0)
+        at_l = fetch_l(staged_l, left_source, start_l(left_source, begin + before), int32(left - before))
+        at_r = fetch_r(staged_r, right_source, start_r(right_source, begin + before), int32(left - before))
+        put_l(staged_l, shared, lefts)
+        put_r(staged_r, shared, rights)
         cuda.syncthreads()
         turn = int32(0)
         while left > 0:
-            left = int32(left - SLICE)
+            left = int32(left - step)
             if left > 0:
-                at_l = fetch_l(staged_l, left_source, at_l, left)
-                at_r = fetch_r(staged_r, right_source, at_r, left)
+                at_l = fetch_l(staged_l, left_source, at_l, int32(left - before))
+                if not halves:
+                    at_r = fetch_r(staged_r, right_source, at_r, int32(left - before))
+            else:
+                # what they held would keep registers from here on
+                forget(staged_l)
             # the mask tells the compiler that no index is negative
-            base = (turn & 1) * SLICE
-            row, column = base * pitch_l + top, base * pitch_r + first
-            # written out, because a loop would not be unrolled
-            outer_add(acc, a, b, lefts, rights, row, column)
-            outer_add(acc, a, b, lefts, rights, row + pitch_l, column + pitch_r)
-            outer_add(acc, a, b, lefts, rights, row + 2 * pitch_l, column + 2 * pitch_r)
-            outer_add(acc, a, b, lefts, rights, row + 3 * pitch_l, column + 3 * pitch_r)
-            outer_add(acc, a, b, lefts, rights, row + 4 * pitch_l, column + 4 * pitch_r)
-            outer_add(acc, a, b, lefts, rights, row + 5 * pitch_l, column + 5 * pitch_r)
-            outer_add(acc, a, b, lefts, rights, row + 6 * pitch_l, column + 6 * pitch_r)
-            outer_add(acc, a, b, lefts, rights, row + 7 * pitch_l, column + 7 * pitch_r)
+            row, column = (turn & 1) * buffer_l + top, (turn & 1) * buffer_r + first
             turn = int32(turn + 1)
+            next_l, next_r = lefts + (turn & 1) * buffer_l, rights + (turn & 1) * buffer_r
+            # written out, because a loop would not be unrolled
+            outer_add(acc, a, b, shared, row, column)
+            outer_add(acc, a, b, shared, row + pitch_l, column + pitch_r)
+            outer_add(acc, a, b, shared, row + 2 * pitch_l, column + 2 * pitch_r)
+            outer_add(acc, a, b, shared, row + 3 * pitch_l, column + 3 * pitch_r)
+            if halves:
+                if left > 0:
+                    put_l(staged_l, shared, next_l)
+                    at_r = fetch_r(staged_r, right_source, at_r, int32(left - before))
+                else:
+                    forget(staged_r)
+            outer_add(acc, a, b, shared, row + 4 * pitch_l, column + 4 * pitch_r)
+            outer_add(acc, a, b, shared, row + 5 * pitch_l, column + 5 * pitch_r)
+            outer_add(acc, a, b, shared, row + 6 * pitch_l, column + 6 * pitch_r)
+            outer_add(acc, a, b, shared, row + 7 * pitch_l, column + 7 * pitch_r)
             if left > 0:
-                put_l(staged_l, lefts, (turn & 1) * SLICE)
-                put_r(staged_r, rights, (turn & 1) * SLICE)
+                if not halves:
+                    put_l(staged_l, shared, next_l)
+                put_r(staged_r, shared, next_r)
             cuda.syncthreads()
+        if groups > 1:
+            add_groups(acc, shared)
 
     return multiply
+
+
+def sum_of_groups(tile: Tile) -> Any:
+    """Return the device function (acc, shared) that adds up what the groups hold: acc[i, j] of the i-th row to finish.
+
+    The buffers have room for half of the columns at once.
+    """
+    rows, groups, members, finished, half = tile.rows, tile.groups, tile.members, tile.finished, tile.columns // 2
+    group, last, of_group = group_of(tile), tile.members - 1, tile.rows * tile.members * (tile.columns // 2)
+
+    @device
+    def exchange(acc, shared, column):
+        own, at = group(), (cuda.threadIdx.x & last) * half
+        for i in range(rows):
+            for j in range(half):
+                shared[own * of_group + i * members * half + at + j] = acc[i, column + j]
+        cuda.syncthreads()
+        at += own * finished * members * half
+        for i in range(finished):
+            for j in range(half):
+                total = shared[at + i * members * half + j]
+                for other in range(1, groups):
+                    total += shared[at + other * of_group + i * members * half + j]
+                acc[i, column + j] = total
+        cuda.syncthreads()
+
+    @device
+    def add(acc, shared):
+        exchange(acc, shared, int32(0))
+        exchange(acc, shared, int32(half))
+
+    return add

@@ -13,9 +13,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda.layers import position, row_sums
+from mcelbo_kernels.cuda.layers import WAITING, data_of_rows, position, row_sums, set_aside
 from mcelbo_kernels.cuda.operands import along_sum
-from mcelbo_kernels.cuda.product import product, shared_sizes
+from mcelbo_kernels.cuda.product import product, shared_size
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, float64, int32, int64, pointer
 from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, MASK, THREADS, added, halving
 from mcelbo_kernels.cuda.tile import Tile, over_tile
@@ -47,49 +47,54 @@ def form(spec: Form) -> Kernel:
     G is symmetric, so that its rows serve as columns.
     """
     tile, real, gradient, slope = spec
-    rows, columns, height, width, threads = tile.rows, tile.columns, tile.height, tile.width, tile.threads
-    numbers, zero, (size_l, size_r) = pointer(real), real(0), shared_sizes(tile)
-    multiply, find = (
-        product(tile, real, *(along_sum(length, threads, real) for length in (height, width))),
-        position(tile),
-    )
-    add_rows = row_sums(tile, real)
+    rows, columns, finished, height, width = tile.rows, tile.columns, tile.finished, tile.height, tile.width
+    numbers, zero, size_of_buffers = pointer(real), real(0), shared_size(tile)
+    multiply = product(tile, real, *(along_sum(length, tile, real) for length in (height, width)))
+    find, find_data, add_rows = position(tile), data_of_rows(tile), row_sums(tile, real)
 
     @device
-    def datum_of(r, state):
-        return int64(state[2][r])
+    def row(r, state):
+        _acc, _totals, datum, first, column, size, _delta, _a, _result = state
+        return (first + r) * size + column, int64(datum[r]) * size + column
 
     @device
-    def add(i, j, r, c, b, state):
-        acc, totals, _datum, first, column, size, delta, a, result = state
-        at = (first + r) * size + column + c
-        coupling = a[b * size + column + c]
-        half = acc[i, j] - coupling
-        totals[i] += delta[at] * (half - coupling)
-        if gradient:
-            result[at] = (half + half) * result[at] if slope else half + half
+    def load(kept, at, c, place, state):
+        pass
 
-    add_all = over_tile(tile, datum_of, add)
+    # the loads are here, because registers do not hold a row of three matrices beside all else
+    @device
+    def leave(i, j, inside, across, c, place, kept, at, state):
+        acc, totals, _datum, _first, _column, _size, delta, a, result = state
+        if inside:
+            coupling = a[place[1] + c]
+            half = acc[i, j] - coupling
+            totals[i] += delta[place[0] + c] * (half - coupling)
+            if gradient:
+                result[place[0] + c] = (half + half) * result[place[0] + c] if slope else half + half
+
+    add_all = over_tile(tile, real, 0, row, load, leave)
 
     def kernel(delta, g, a, sums, result, n, begin, count, size, _outputs):
-        lefts = cuda.shared.array(size_l, real, ALIGNED)
-        rights = cuda.shared.array(size_r, real, ALIGNED)
+        shared = cuda.shared.array(size_of_buffers, real, ALIGNED)
+        waiting = cuda.shared.array(WAITING, int64)
         datum = cuda.shared.array(height, int32)
-        acc, totals = cuda.local.array((rows, columns), real), cuda.local.array(rows, real)
+        acc, totals = cuda.local.array((rows, columns), real), cuda.local.array(finished, real)
         first, valid, column, wide = find(int32(cuda.blockIdx.x), count, size)
-        for r in range(cuda.threadIdx.x, valid, threads):
-            datum[r] = int32((begin + first + r) // n)
+        set_aside(waiting, first, column)
+        find_data(datum, begin + first, valid, n)
         for i in range(rows):
-            totals[i] = zero
             for j in range(columns):
                 acc[i, j] = zero
         stride = int64(size)
-        multiply(acc, lefts, rights, (delta, first, valid, stride), (g, column, wide, stride), 0, size)
+        multiply(acc, shared, (delta, first, valid, stride), (g, column, wide, stride), 0, size)
+        first, column = waiting[0], waiting[1]
+        for i in range(finished):
+            totals[i] = zero
         add_all(valid, wide, (acc, totals, datum, first, column, size, delta, a, result))
-        add_rows(lefts, totals, sums, column // width * count + first, valid)
+        add_rows(shared, totals, sums, column // width * count + first, valid)
 
     signature = (*[numbers] * 5, int64, int64, int64, int32, int32)
-    return Kernel(f"form {spec}", kernel, signature, tile.threads, tile.blocks(real))
+    return Kernel(f"form {spec}", kernel, signature, tile.threads, tile.blocks(real, True))
 
 
 # r0 = x - (h0 W^T + c),   w r0,   fit[b] = sum_j w r0^2

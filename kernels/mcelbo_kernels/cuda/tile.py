@@ -6,6 +6,9 @@ Two operands lie in shared memory, a slice of them at a time, one row for each i
 
 A thread's rows come in runs of four neighbours, so that a load brings all four, and so do its columns; with `run` 1
 they lie `across` apart instead, so that neighbouring threads write neighbouring columns.
+
+A block may have several groups of threads. All of them hold the whole tile, each the sum over slices of its own; then
+every thread adds up, and finishes, some of the rows that it holds of the tile.
 """
 
 from __future__ import annotations
@@ -27,9 +30,11 @@ class Tile(NamedTuple):
     rows, columns : int
         Of a thread.
     down, across : int
-        Threads of a block, powers of two.
+        Threads of a group, powers of two.
     run : int
         Neighbouring columns of a thread.
+    groups : int
+        Of threads that share out the sum, a power of two.
     """
 
     rows: int
@@ -37,6 +42,7 @@ class Tile(NamedTuple):
     down: int
     across: int
     run: int
+    groups: int = 1
 
     @property
     def height(self) -> int:
@@ -49,18 +55,29 @@ class Tile(NamedTuple):
         return self.columns * self.across
 
     @property
-    def threads(self) -> int:
-        """Threads of a block."""
+    def members(self) -> int:
+        """Threads of a group."""
         return self.down * self.across
 
-    def blocks(self, real: Any) -> int:
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.members * self.groups
+
+    @property
+    def finished(self) -> int:
+        """Rows that a thread finishes."""
+        return self.rows // self.groups
+
+    def blocks(self, real: Any, crowded: bool = False) -> int:
         """Return how many blocks are to fit a multiprocessor, which bounds the registers of a thread.
 
         128 hold a tile of 8 x 8 and what multiplies it. Some epilogues spill beside that, so that tiles which are there
-        to keep all multiprocessors busy, rather than each of them, may take 160.
+        to keep all multiprocessors busy, rather than each of them, may take 160. Groups finish few rows each and do not
+        spill, but for `crowded` kernels.
         """
-        registers = (128 if self.threads > 128 else 160) * real.bitwidth // 32
-        return max(1, int(REGISTERS // (self.threads * registers)))
+        few = not crowded if self.groups > 1 else self.threads > 128
+        return max(1, int(REGISTERS // (self.threads * (128 if few else 160) * real.bitwidth // 32)))
 
 
 LARGE = Tile(8, 8, 16, 16, 4)
@@ -111,8 +128,38 @@ def places(tile: Tile) -> Places:
     return Places(top, left, row, column)
 
 
+def group_of(tile: Tile) -> Any:
+    """Return the device function () -> the thread's group."""
+    shift, last = tile.members.bit_length() - 1, tile.groups - 1
+
+    @device
+    def own():
+        return (cuda.threadIdx.x >> shift) & last
+
+    return own
+
+
+def places_to_finish(tile: Tile) -> Places:
+    """Return the device functions for what a thread finishes: of the rows that it holds the share of its group."""
+    place, own, share = places(tile), group_of(tile), tile.finished
+    if tile.groups == 1:
+        return place
+    top_of, row_of = place.top, place.row
+
+    @device
+    def top():
+        return top_of() + row_of(own() * share)
+
+    # a share is no longer than a run
+    @device
+    def row(i):
+        return i
+
+    return Places(top, place.left, row, place.column)
+
+
 def outer_product(tile: Tile) -> Any:
-    """Return the device function (acc, a, b, left, right, at_left, at_right): acc[i, j] += left[row i] right[column j].
+    """Return the device function (acc, a, b, shared, at_left, at_right): acc[i, j] += left[row i] right[column j].
 
     `at_left` and `at_right` are where the thread's first row and column stand in shared memory, a (rows,) and
     b (columns,) registers for either.
@@ -121,11 +168,11 @@ def outer_product(tile: Tile) -> Any:
     row, column = place.row, place.column
 
     @device
-    def outer_add(acc, a, b, left, right, at_left, at_right):
+    def outer_add(acc, a, b, shared, at_left, at_right):
         for i in range(rows):
-            a[i] = left[at_left + row(i)]
+            a[i] = shared[at_left + row(i)]
         for j in range(columns):
-            b[j] = right[at_right + column(j)]
+            b[j] = shared[at_right + column(j)]
         for i in range(rows):
             for j in range(columns):
                 acc[i, j] = cuda.fma(a[i], b[j], acc[i, j])
@@ -160,35 +207,68 @@ def written_out(count: int, body: Any) -> Any:
     return all_of_them
 
 
-def over_tile(tile: Tile, of_row: Any, of_number: Any) -> Any:
-    """Return the device function (valid, wide, state) that goes over what a thread holds of a tile, written out.
+def over_tile(tile: Tile, real: Any, reads: int, of_row: Any, load: Any, leave: Any) -> Any:
+    """Return the device function (valid, wide, state) that goes over what a thread finishes of a tile, written out.
 
-    For each of its rows r < valid it calls of_row(r, state), and for each of the row's columns c < wide
-    of_number(i, j, r, c, value, state), the number's place in the thread's registers and in the tile, with the value
-    that of_row returned.
+    For each of its rows r it calls of_row(r, state) -> place once; for each of the row's columns c < wide
+    load(kept, at, c, place, state), which loads kept[at] to kept[at + reads - 1], zero outside; and for all columns
+    leave(i, j, inside, across, c, place, kept, at, state). There i and j are the number's place in the thread's
+    registers, `inside` tells whether the matrix has it, and `across` whether it has at least the column. In place of
+    rows below the last one that is taken again.
+
+    A thread waits for the loads of a row at once; where it finishes few rows and loads little for each, so that it has
+    registers for it, it loads the next one meanwhile.
     """
-    top, beside, row_of, column_of = places(tile)
+    top, beside, row_of, column_of = places_to_finish(tile)
+    rows, columns, zero, ahead = tile.finished, tile.columns, real(0), int(tile.groups > 1 and reads == 1)
+    size = max(1, (1 + ahead) * columns * reads)
 
     @device
-    def number(j, given):
-        i, r, value, wide, state = given
-        c = beside() + column_of(j)
-        if c < wide:
-            of_number(i, j, r, c, value, state)
-
-    all_columns = written_out(tile.columns, number)
+    def load_number(j, given):
+        i, place, kept, room, state = given
+        at = ((i & ahead) * columns + j) * reads
+        for e in range(reads):
+            kept[at + e] = zero
+        # the columns that are left of the matrix, in place of the thread's, are compared with a constant
+        if int32(column_of(j)) < room:
+            load(kept, at, beside() + column_of(j), place, state)
 
     @device
-    def row(i, given):
-        valid, wide, state = given
-        r = top() + row_of(i)
-        if r < valid:
-            all_columns((i, r, of_row(r, state), wide, state))
+    def leave_number(j, given):
+        i, present, place, kept, room, state = given
+        at, across = ((i & ahead) * columns + j) * reads, int32(column_of(j)) < room
+        leave(i, j, int32(column_of(j)) < present, across, beside() + column_of(j), place, kept, at, state)
 
-    all_rows = written_out(tile.rows, row)
+    load_columns, leave_columns = written_out(columns, load_number), written_out(columns, leave_number)
+
+    @device
+    def begin(i, kept, valid, room, state):
+        place = of_row(min(int32(top() + row_of(i)), int32(valid - 1)), state)
+        if reads:
+            load_columns((i, place, kept, room, state))
+        return place
+
+    @device
+    def row(i, place, kept, valid, room, state):
+        following = begin(int32(i + 1), kept, valid, room, state) if ahead and i + 1 < rows else place
+        present = room if int32(top() + row_of(i)) < valid else int32(0)
+        leave_columns((i, present, place, kept, room, state))
+        return following if ahead or i + 1 == rows else begin(int32(i + 1), kept, valid, room, state)
 
     @device
     def go_over(valid, wide, state):
-        all_rows((valid, wide, state))
+        kept, room = cuda.local.array(size, real), int32(wide - beside())
+        place = begin(int32(0), kept, valid, room, state)
+        place = row(int32(0), place, kept, valid, room, state)
+        if rows > 1:
+            place = row(int32(1), place, kept, valid, room, state)
+        if rows > 2:
+            place = row(int32(2), place, kept, valid, room, state)
+            place = row(int32(3), place, kept, valid, room, state)
+        if rows > 4:
+            place = row(int32(4), place, kept, valid, room, state)
+            place = row(int32(5), place, kept, valid, room, state)
+            place = row(int32(6), place, kept, valid, room, state)
+            row(int32(7), place, kept, valid, room, state)
 
     return go_over

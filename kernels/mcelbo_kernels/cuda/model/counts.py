@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_DOUBLE
+from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_DOUBLE, Tile
 
 # Registers that ptxas takes where the launch bounds leave more: the most of a name's kernels.
 REGISTERS_TAKEN = {
@@ -23,6 +23,10 @@ REGISTERS_TAKEN = {
     "latent_gradient": 78,
     "latent_gradient_in_parts": 78,
     "latent_gradient_of_parts": 44,
+    "centre_errors": 46,
+    "residuals": 27,
+    "layer_gradient": 39,
+    "pixel_weight_gradient": 56,
     "pixel_gradient": 56,
     "pixel_gradient_in_parts": 56,
     "pixel_gradient_of_parts": 38,
@@ -55,17 +59,18 @@ OF_A_SLICE = {
     SMALL_DOUBLE: Count(0, 107),
     NARROW_DOUBLE: Count(0, 116),
 }
+# More where there are groups, whose few registers do not keep all addresses; and for a run of numbers of their sum.
+OF_A_SLICE_OF_GROUPS, OF_A_RUN = Count(0, 35), Count(0, 2)
 OF_A_TILE, OF_A_LAST_TILE = Count(0, 300), Count(16, 200, 2)
 # For a number of a product that is only stored, or multiplied by a slope first; for a number of da in a bias's sum.
-OF_A_NUMBER, OF_A_SLOPE, OF_A_BIAS = Count(0, 9), Count(1, 9), Count(1)
+OF_A_NUMBER, OF_A_SLOPE, OF_A_BIAS = Count(0, 4), Count(1, 6), Count(1)
 # The squared error of a cell and what is kept of it, without and with its derivative; a pixel weight more.
-OF_A_CELL = {False: Count(2, 7), True: Count(3, 9)}
-OF_A_WEIGHT = Count(2, 6)
+OF_A_CELL = {False: Count(2, 4), True: Count(3, 8)}
+OF_A_WEIGHT = Count(2, 9)
 # In a layer before the last.
-OF_A_HIDDEN_CELL = {False: Count(0, 7), True: Count(0, 9)}
-# More than for "identity", without and with the derivative; in the last layer such a cell has a branch of its own.
-IDENTITY, RELU, SIGMOID = (Count(), Count()), (Count(0, 1), Count(0, 1)), (Count(10, 7, 1), Count(13, 7, 1))
-OF_A_BRANCH = Count(0, 5)
+OF_A_HIDDEN_CELL = {False: Count(0, 4), True: Count(0, 6)}
+# More than for "identity", without and with the derivative.
+IDENTITY, RELU, SIGMOID = (Count(), Count()), (Count(0, 1), Count(0, 2)), (Count(10, 6, 1), Count(13, 5, 1))
 # The thin pass: a cell, a thread's sample with its share of the sums over threads, a latent of a sample, a thread.
 OF_A_THIN_CELL = {False: Count(3, 1), True: Count(6, 3)}
 OF_A_THIN_SAMPLE, OF_A_THIN_LATENT, OF_A_THIN_THREAD = Count(0, 50), Count(54, 220, 6), Count(0, 240)
@@ -76,6 +81,20 @@ OF_A_REDRAW, OF_A_DEVIATION = {False: Count(136, 280, 24, 4), True: Count(0, 80,
 # at once.
 OF_A_PART, OF_A_ROW = Count(0, 19, 1, 1), Count(0, 70, 1, 3)
 OF_A_SUM, OF_A_DATUM, OF_A_TURN = Count(0, 80, 0, 8), Count(0, 180, 4, 12), Count(0, 60, 0, 8)
+
+
+def of_turn(tile: Tile) -> Count:
+    """Return the instructions of a slice, for a thread of a tile."""
+    count = OF_A_SLICE[tile._replace(groups=1)]
+    return count.plus(OF_A_SLICE_OF_GROUPS) if tile.groups > 1 else count
+
+
+def of_groups(tile: Tile) -> Count:
+    """Return the instructions that add up a tile's groups, for a thread: it stores what it holds, and loads as much."""
+    numbers = tile.rows * tile.columns
+    if tile.groups == 1:
+        return Count()
+    return Count(numbers - tile.finished * tile.columns).plus(OF_A_RUN.times(2 * numbers / min(4, tile.columns // 2)))
 
 
 def of_activation(name: str, gradient: bool) -> Count:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 WARP, SCHEDULERS = 32, 4  # threads; warps that a multiprocessor issues an instruction for in a cycle
 DEPENDENT = 4  # cycles until an instruction may use the result of the one before, since compute capability 7.0
+LONE = 2  # cycles that a scheduler's only warp takes for an instruction of a product: measured on an H200
 # How the occupancy calculator of NVIDIA's toolkit rounds for compute capabilities 8.0 and 9.0.
 REGISTERS_OF_A_WARP, SHARED_STEP, SHARED_RESERVED = 256, 128, 1024
 
@@ -169,14 +170,14 @@ def turns(launch: Launch, gpu: Gpu) -> float:
     """Return how many blocks' instructions the busiest multiprocessor takes, wave by wave.
 
     A warp stays with its scheduler, so that the one with the most warps decides; and a wave of so few warps that
-    schedulers wait for results takes as long as one of enough.
+    schedulers wait for results, or for anything else that a lone warp waits for, takes as long as one of enough.
     """
     resident = occupancy(launch, gpu).blocks
-    least = SCHEDULERS * DEPENDENT / (launch.warps * launch.independent)
+    least = max(LONE, DEPENDENT / launch.independent)
 
     def of_wave(blocks: int) -> float:
         of_scheduler = -(-blocks * launch.warps // SCHEDULERS)
-        return max(of_scheduler * SCHEDULERS / launch.warps, least) if blocks else 0.0
+        return max(of_scheduler, least) * SCHEDULERS / launch.warps if blocks else 0.0
 
     waves, rest = divmod(launch.total, resident * gpu.multiprocessors)
     return waves * of_wave(resident) + of_wave(-(-rest // gpu.multiprocessors))

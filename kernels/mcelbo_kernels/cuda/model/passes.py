@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
+from mcelbo_kernels.cuda.layers import WAITING
 from mcelbo_kernels.cuda.layout import up
 from mcelbo_kernels.cuda.model import counts
 from mcelbo_kernels.cuda.model.counts import Count
 from mcelbo_kernels.cuda.model.gpu import Launch
-from mcelbo_kernels.cuda.model.span import Span
+from mcelbo_kernels.cuda.model.span import WIDE, Span
 from mcelbo_kernels.cuda.noise import INJECTED, ROWS_OF_A_THREAD
 from mcelbo_kernels.cuda.plan import Product, ThinPass
-from mcelbo_kernels.cuda.product import shared_sizes
+from mcelbo_kernels.cuda.product import shared_size
 from mcelbo_kernels.cuda.sums import THREADS
 from mcelbo_kernels.cuda.thin import GROUPS, ROWS_OF_A_BLOCK, Thin, shape_for
 from mcelbo_kernels.cuda.tile import SLICE
@@ -56,23 +57,21 @@ def product(
     `cell` are the instructions of a number of the result, `more` further ones in all; `beside` are numbers that are
     read beside the operands, `shared` bytes beside their buffers.
     """
-    tile, columns, slices = item.tile, item.columns, up(terms, SLICE)
+    tile, columns, number = item.tile, item.columns, turns(item, terms)
     down, across, parts = up(rows, tile.height), max(1, up(columns, tile.width)), blocks[1]
-    threads, run = down * across * tile.threads, tile.run * tile.across
-    # runs of columns outside the matrix are passed over
-    executed = rows * up(columns, run) * run * parts
-    of_threads = counts.OF_A_SLICE[tile].times(slices).plus(counts.OF_A_TILE.times(parts)).times(threads)
+    threads = down * across * tile.threads
+    of_threads = counts.of_turn(tile).times(number).plus(counts.OF_A_TILE.plus(counts.of_groups(tile)).times(parts))
     operands = rows * terms * across + columns * terms * down
     return span.launch(
         item.kernel,
         blocks,
-        of_threads.plus(cell.times(executed), more),
+        of_threads.times(threads).plus(cell.times(down * tile.height * across * tile.width * parts), more),
         read=operands + beside,
-        shared=span.kind.dtype.itemsize * sum(shared_sizes(tile)) + shared,
+        shared=span.kind.dtype.itemsize * shared_size(tile) + WIDE * WAITING + shared,
         products=rows * columns * terms,
-        fmas=threads * tile.rows * tile.columns * slices * SLICE,
+        fmas=threads * tile.rows * tile.columns * number * SLICE,
         # a slice is fetched while the one before it is multiplied, and is waited for only where that is too short
-        rounds=2 + up(slices, parts),
+        rounds=2 + up(number, parts),
         independent=INDEPENDENT,
         **bytes_,
     )
@@ -84,6 +83,13 @@ def half_of(launch: Launch, item: Product, rows: int) -> Launch:
     busy = sum(min(across, up((row + 1) * item.tile.height, item.tile.width)) for row in range(down))
     fields = ("read", "written", "products", "fmas", "floats", "others", "special", "wide")
     return launch._replace(**{name: getattr(launch, name) * busy / (across * down) for name in fields})
+
+
+def turns(item: Product, terms: int) -> int:
+    """Return how many slices a thread multiplies in all parts; groups without a slice in the last turn wait."""
+    whole, rest = divmod(terms, item.piece or max(1, terms))
+    step = SLICE * item.tile.groups
+    return whole * up(item.piece or terms, step) + up(rest, step)
 
 
 def hidden(span: Span, index: int) -> Launch:
@@ -121,7 +127,7 @@ def last(span: Span) -> Launch:
         item.blocks(rows),
         rows,
         inputs,
-        cell.plus(counts.OF_A_BRANCH.times(name != "identity")),
+        cell,
         beside=down * outputs * (1 + data * in_block),
         shared=4 * item.tile.height,
         more=counts.OF_A_LAST_TILE.times(tiles * item.tile.threads),
@@ -167,6 +173,8 @@ def backward(span: Span, item: Product, index: int) -> Launch:
     inputs, outputs = span.kind.widths[index : index + 2]
     numbers, cell = span.rows * inputs, counts.OF_A_SLOPE if index else counts.OF_A_NUMBER
     slopes, left = numbers * (index > 0), numbers * item.parts
+    # below the last row it is read again
+    again = up(span.rows, item.tile.height) * item.tile.height * inputs * (index > 0)
     return product(
         span,
         item,
@@ -174,7 +182,7 @@ def backward(span: Span, item: Product, index: int) -> Launch:
         span.rows,
         outputs,
         cell,
-        beside=slopes,
+        beside=again,
         written=left,
         given=inputs * outputs,
         kept=span.rows * outputs + left + slopes,
@@ -194,7 +202,7 @@ def weights(span: Span, item: Product, index: int) -> Launch:
         span.rows,
         counts.OF_A_NUMBER,
         beside=factors,
-        more=counts.OF_A_BIAS.times(across * item.tile.height * up(span.rows, SLICE) * SLICE),
+        more=counts.OF_A_BIAS.times(across * item.tile.height * item.tile.groups * turns(item, span.rows) * SLICE),
         written=left,
         given=factors,
         kept=span.rows * (inputs + outputs) + left,
