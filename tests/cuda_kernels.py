@@ -133,6 +133,7 @@ def _samples() -> Iterator[Case]:
 def _sums() -> Iterator[Case]:
     for real in REALS:
         yield _case(sums.finish_errors, real, real=real)
+        yield _case(sums.activation_gradient, real, real=real)
         for flag in (False, True):
             for stage in STAGES:
                 yield _case(datum.moments, real, flag, stage, real=real, beside=flag, stage=stage)

@@ -23,6 +23,7 @@ from tests.test_grid import assert_gradients, assert_same, slack
 from tests.torch_twin import named
 
 layout = pytest.importorskip("mcelbo_kernels.cuda.layout")
+plan = pytest.importorskip("mcelbo_kernels.cuda.plan")
 
 Array = Any
 few = settings(max_examples=12)
@@ -122,6 +123,16 @@ def _plans_of_each_test() -> None:
 def test_sums_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "LONGEST_SUM", 24)
     assert_right(stack((3, 40, 70), 9, Draw(20, 5)))
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_few_tiles_with_a_long_sum(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of a hidden layer comes in parts, of which the last is short."""
+    monkeypatch.setattr(layout, "SHORTEST_SUM", 24)
+    problem = stack((3, 9, 90, 7), 4, Draw(3, 5), real)
+    kind = layout.kind_of(problem, Need.everything(problem), False, False)
+    assert [product and product.parts for product in plan.plan_of(kind).backward][1:] == [4, 1]
+    assert_right(problem)
 
 
 def test_the_large_tile(monkeypatch: pytest.MonkeyPatch) -> None:

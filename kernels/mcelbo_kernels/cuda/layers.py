@@ -234,14 +234,14 @@ def last(spec: Last) -> Kernel:
 
 def row_sums(tile: Tile, real: Any) -> Any:
     """Return the device function (shared, totals, sums, at, valid): sums[at + r] = sum over threads of totals[r]."""
-    rows, across, threads, zero = tile.finished, tile.across, tile.threads, real(0)
-    top, _, row_of, _ = places_to_finish(tile)
+    rows, across, threads, zero, run = tile.finished, tile.across, tile.threads, real(0), tile.run
+    top, beside, row_of, _ = places_to_finish(tile)
     # the gap keeps neighbouring threads' numbers apart in different banks
     pitch = tile.height + GAP
 
     @device
     def add(shared, totals, sums, at, valid):
-        part = (cuda.threadIdx.x & (across - 1)) * pitch
+        part = beside() // run * pitch
         for i in range(rows):
             shared[part + top() + row_of(i)] = totals[i]
         cuda.syncthreads()

@@ -22,15 +22,19 @@ BYTES_OF_A_CHUNK = 32 << 20
 # Fewer rows than these would leave multiprocessors idle; where a row is so wide that they outgrow this, they may.
 FEWEST_ROWS, MOST_BYTES = 1024, 256 << 20
 MOST_ROWS = 1 << 20
-# Two blocks for each multiprocessor of an H100, and four warps for each of its schedulers: a lone warp waits in every
-# second cycle for what it began before.
-ENOUGH_BLOCKS, ENOUGH_WARPS, WARP = 264, 132 * 4 * 4, 32
+# Of an H100; and two blocks for each, and four warps for each of its schedulers, as a lone warp waits in every second
+# cycle for what it began before. Groups, which have fewer registers, gain nothing where there are so many warps without
+# them: measured on an H200.
+MULTIPROCESSORS, WARP = 132, 32
+ENOUGH_BLOCKS, ENOUGH_WARPS, WARPS_WITHOUT_GROUPS = 2 * MULTIPROCESSORS, 16 * MULTIPROCESSORS, 6 * MULTIPROCESSORS
 MOST_PARTS = 65535  # that a grid can have along y
 # A thread's sum in single precision ends after so many terms, and one is not cut into parts shorter than this.
 LONGEST_SUM, SHORTEST_SUM = 1024, 128
 # How many groups of threads may share out the sum of a tile, and the slices that are to be left for each.
 GROUPS = {LARGE: (1,), SMALL: (1, 2, 4), NARROW: (1, 2, 4), SMALL_DOUBLE: (1, 2), NARROW_DOUBLE: (1, 2)}
 FEWEST_SLICES = 4
+# At most so many times as many parts are made for the sake of even shares, and none for less than a tenth.
+MOST_TIMES_AS_MANY, WORTH_A_PART = 3, 1.1
 # So many times can a thread wait for the second-level cache while a further launch begins.
 WAITS_OF_A_LAUNCH = 12
 
@@ -132,6 +136,8 @@ def enough(blocks: int, threads: int) -> int:
 def in_groups(tile: Tile, blocks: int, terms: int) -> Tile:
     """Return the tile with as many groups of threads as there are to be warps, and as the sum has slices for."""
     most = min(enough(blocks, tile.members), terms // (SLICE * FEWEST_SLICES))
+    if blocks * tile.members >= WARPS_WITHOUT_GROUPS * WARP:
+        return tile
     return tile._replace(groups=max(groups for groups in GROUPS.get(tile, (1,)) if groups <= max(1, most)))
 
 
@@ -161,6 +167,16 @@ def rows_of_a_thin_block(kind: Kind, rows: int, tiles: int) -> int:
     return max(1, min(ROWS_OF_A_BLOCK, up(rows, up(ENOUGH_BLOCKS, tiles))))
 
 
+def evenly(blocks: int, fewest: int, most: int) -> int:
+    """Return into how many parts to cut so many blocks' sums, so that the busiest multiprocessor has little to do."""
+
+    def busiest(parts: int) -> float:
+        return up(blocks * parts, MULTIPROCESSORS) / parts
+
+    least = min(busiest(parts) for parts in range(fewest, max(fewest, most) + 1))
+    return next(parts for parts in range(fewest, max(fewest, most) + 1) if busiest(parts) <= WORTH_A_PART * least)
+
+
 class Cut(NamedTuple):
     """How a sum is cut: into `parts` of `piece` terms, which blocks of `tile` add up."""
 
@@ -172,11 +188,13 @@ class Cut(NamedTuple):
 def cut(tile: Tile, blocks: int, terms: int) -> Cut:
     """Cut a sum where groups of threads alone make too few warps, and so that no thread's sum is too long.
 
-    Parts are written and read again, groups are not, so that there are groups first.
+    Parts are written and read again, groups are not, so that there are groups first. More parts than it takes for that
+    are made where multiprocessors would otherwise get uneven numbers of blocks.
     """
     tile = in_groups(tile, blocks, terms)
-    wanted = min(enough(blocks, tile.threads), up(terms, SHORTEST_SUM))
-    parts = max(up(terms, LONGEST_SUM * tile.groups), wanted)
+    most = up(terms, SHORTEST_SUM)
+    fewest = max(up(terms, LONGEST_SUM * tile.groups), min(enough(blocks, tile.threads), most))
+    parts = evenly(blocks, fewest, min(MOST_TIMES_AS_MANY * fewest, most)) if fewest > 1 else fewest
     piece = max(1, up(up(terms, max(1, min(parts, MOST_PARTS))), SLICE)) * SLICE
     return Cut(tile, max(1, up(terms, piece)), piece)
 
@@ -198,6 +216,11 @@ def cut_product(rows: int, columns: int, terms: int, real: Any) -> Cut:
     """Cut a product of few columns, as dz = da W is, whose sum goes over the first layer's outputs."""
     tile = shape_for(rows, columns, real)
     return cut(tile, tiles(tile, rows, columns), terms)
+
+
+def worth_a_launch(rows: int, columns: int, terms: int, real: Any) -> bool:
+    """Tell whether so few tiles have so long a sum that it pays to cut it, and to add its parts up in a launch."""
+    return 4 * tiles(shape_for(rows, columns, real), rows, columns) <= MULTIPROCESSORS and terms >= 3 * SHORTEST_SUM
 
 
 def cut_weight_gradient(rows: int, inputs: int, outputs: int, real: Any, symmetric: bool = False) -> Cut:

@@ -29,6 +29,7 @@ class Chunk(NamedTuple):
     inputs: list[Any]  # of each layer, (rows, I): z, then h
     slopes: list[Any]  # of each layer, (rows, O): the activation's slope, then da; delta of a quadratic form
     sums: Any  # (tiles, rows): the errors of each tile's columns
+    dh: Any  # (parts, rows, I) of any layer before the last, where it comes in parts
     dz: Any  # (parts, rows, d)
     dx: Any  # (rows, m)
     dw: Any  # (rows, m)
@@ -64,11 +65,16 @@ def chunk_memory(plan: Plan, target: Target) -> Chunk:
     )
     sums = (plan.moments, True), (plan.latents, kind.lowest < 0), (plan.x, need.x), (plan.weight, need.weight)
     left = max(each.left(rows) for each, needed in sums if needed)
+    of_parts = [
+        0 if item is None or item.parts == 1 else item.parts * width
+        for item, width in zip(plan.backward[1:], kind.widths[1:], strict=False)
+    ]
     return Chunk(
         inputs=inputs,
         # S = sum_q delta^T delta and v = mean_i delta stand in for the last layer's gradient and that of the data
         slopes=[*slopes, inputs[-1] if kind.quadratic else matrix(pixels, need.gradient and not thin)],
         sums=matrix(plan.columns),
+        dh=matrix(max(of_parts, default=0), any(of_parts)),
         dz=matrix(plan.parts_of_dz * latent, plan.parts_of_dz > 0),
         dx=inputs[-1] if kind.quadratic and need.x else by_data,
         dw=by_weight,

@@ -16,6 +16,7 @@ from mcelbo_kernels.cuda.layout import (
     tile_for,
     tiles,
     up,
+    worth_a_launch,
 )
 from mcelbo_kernels.cuda.rows import DatumSum, sum_of_latents, sum_of_moments, sum_of_pixels
 from mcelbo_kernels.cuda.seam import Kernel
@@ -63,6 +64,8 @@ class Plan(NamedTuple):
         Adds them up to the errors' moments.
     backward : tuple of Product or None
         Of each layer, from its da to that of the layer before it, or to dz.
+    slopes : Kernel
+        Adds up the parts of such a product, and turns them into da.
     weights : tuple of Product or None
         Of each layer, the gradients of its weight and bias.
     latents, x, weight : DatumSum
@@ -77,6 +80,7 @@ class Plan(NamedTuple):
     errors: Kernel
     moments: DatumSum
     backward: tuple[Product | None, ...]
+    slopes: Kernel
     weights: tuple[Product | None, ...]
     latents: DatumSum
     x: DatumSum
@@ -118,6 +122,7 @@ def plan_of(kind: Kind) -> Plan:
         sums.finish_errors(real),
         sum_of_moments(kind, length, columns_of(whole or forward[-1])),
         back,
+        sums.activation_gradient(real),
         tuple(
             weight_product(*sides[index], length, real, kind.upstream, kind.symmetric(index))
             if any(needed) and gradient
@@ -175,9 +180,12 @@ def last_product(kind: Kind, rows: int) -> Product:
 
 
 def backward_product(kind: Kind, index: int, rows: int) -> Product:
-    """Return the product from a layer's da to the layer before it, or to dz, whose sum may be cut."""
+    """Return the product from a layer's da to the layer before it, or to dz, whose sum may be cut.
+
+    That of a layer before it is only where so few blocks take so long that its parts are worth a further launch.
+    """
     inputs, outputs = kind.widths[index], kind.widths[index + 1]
-    if index:
+    if index and not worth_a_launch(rows, inputs, outputs, kind.real):
         tile = tile_for(rows, inputs, outputs, kind.real)
         return Product(backward.backward(backward.Backward(tile, kind.real, True)), tile, inputs, 1, outputs)
     return cut_in_parts(rows, inputs, outputs, kind.real)

@@ -5,6 +5,7 @@ A chunk of rows takes, with L layers,
     draw, L - 1 hidden, last                        z, h, and the errors of each tile's columns
     moments, or finish_errors                       of each datum, or of each row
     L backward, L weight_gradient                   da from layer to layer, dz; dW and dc in parts
+    activation_gradient                             of a layer whose da comes in parts
     latent_gradient, L parameter_gradient           the parts added up
 
 launches, those of gradients only where they are needed, and a further one for each sum over the rows of few data.
@@ -194,10 +195,16 @@ class Call:
         slopes = self.chunk.slopes
         for index in reversed(range(len(self.problem.layers))):
             product = self.plan.backward[index]
-            if product is not None:
-                result = slopes[index - 1] if index else self.chunk.dz
-                given = slopes[index], self.problem.layers[index].weight, result
-                self.launch(product.kernel, product.blocks(count), *given, count, *self.sides(index), product.piece)
+            if product is None:
+                continue
+            cut = index > 0 and product.parts > 1
+            result = self.chunk.dh if cut else slopes[index - 1] if index else self.chunk.dz
+            given = slopes[index], self.problem.layers[index].weight, result
+            self.launch(product.kernel, product.blocks(count), *given, count, *self.sides(index), product.piece)
+            if cut:
+                size = count * self.kind.widths[index]
+                parts = self.chunk.dh, product.parts, size, slopes[index - 1]
+                self.launch(self.plan.slopes, (up(size, THREADS), 1), *parts)
 
     def add_latents(self, begin: int, count: int) -> None:
         """Add up the posterior's gradients over the samples of each datum."""

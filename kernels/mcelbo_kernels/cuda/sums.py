@@ -84,6 +84,19 @@ def finish_errors(real: Any) -> Kernel:
     return Kernel(f"finish_errors {real}", kernel, (pointer(real), int64, int64, int64, pointer(real)), THREADS, 1)
 
 
+# da = f'(a) dh,   dh the sum over parts
+@cache
+def activation_gradient(real: Any) -> Kernel:
+    """Return the kernel from the parts of dh (parts, rows, I) to da, in place of the activation's slope (rows, I)."""
+
+    def kernel(sums, parts, size, slope):
+        at = int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+        if at < size:
+            slope[at] = real(added(sums, parts, size, at) * slope[at])
+
+    return Kernel(f"activation_gradient {real}", kernel, (pointer(real), int64, int64, pointer(real)), THREADS, 1)
+
+
 # dW = scale sum over parts and chunks,   dc likewise
 @cache
 def parameter_gradient(real: Any, groups: int, symmetric: bool = False) -> Kernel:

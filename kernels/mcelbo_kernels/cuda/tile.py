@@ -104,18 +104,29 @@ class Places(NamedTuple):
 
 
 def places(tile: Tile) -> Places:
-    """Return the device functions for a tile."""
-    down, across, shift = tile.down, tile.across, tile.across.bit_length() - 1
+    """Return the device functions for a tile.
+
+    A warp has at most 8 threads across. Shared memory gives a half-warp 16 bytes a thread at once if all its neighbours
+    of numbers 2i and 2i + 1, or 2 apart, ask for the same, and a quarter-warp otherwise: so the lowest bit of a
+    thread's number chooses a row, and the next one a column.
+    """
+    down, across = tile.down, tile.across
     row_run, column_run = min(4, tile.rows), tile.run
+    inner, wide = min(8, across) - 1, across > 8
+    behind = inner.bit_length() + 1  # the bit behind those of a warp's columns
 
     # the masks tell the compiler that no index is negative
     @device
     def top():
-        return ((cuda.threadIdx.x >> shift) & (down - 1)) * row_run
+        t = cuda.threadIdx.x
+        upper = ((t >> behind) & 1) | ((t >> (behind + 2)) << 1) if wide else t >> behind
+        return (((upper << 1) | (t & 1)) & (down - 1)) * row_run
 
     @device
     def left():
-        return (cuda.threadIdx.x & (across - 1)) * column_run
+        t = cuda.threadIdx.x
+        outer = ((t >> (behind + 1)) & 1) << 3 if wide else 0
+        return (((t >> 1) & inner) | outer) * column_run
 
     @device
     def row(i):

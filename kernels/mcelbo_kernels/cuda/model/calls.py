@@ -13,7 +13,7 @@ from mcelbo_kernels.cuda.model.form import Batch, form, of_samples
 from mcelbo_kernels.cuda.model.gpu import Launch
 from mcelbo_kernels.cuda.model.passes import backward, draw, hidden, last, thin, weights
 from mcelbo_kernels.cuda.model.span import Span
-from mcelbo_kernels.cuda.model.sums import errors, latents, moments, parameters, pixels
+from mcelbo_kernels.cuda.model.sums import errors, latents, moments, parameters, pixels, slopes
 from mcelbo_kernels.cuda.plan import plan_of
 
 
@@ -73,6 +73,8 @@ def chunk_launches(span: Span) -> Iterator[Launch]:
         product = plan.backward[index]
         if product is not None:
             yield backward(span, product, index)
+            if index and product.parts > 1:
+                yield slopes(span, product.parts, index)
     if plan.parts_of_dz and span.kind.lowest < 0:
         yield from latents(span)
     for item, wanted in ((plan.x, need.x), (plan.weight, need.weight)):

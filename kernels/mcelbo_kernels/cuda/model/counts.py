@@ -20,6 +20,7 @@ REGISTERS_TAKEN = {
     "moments_in_parts": 80,
     "moments_of_parts": 44,
     "finish_errors": 28,
+    "activation_gradient": 28,
     "latent_gradient": 78,
     "latent_gradient_in_parts": 78,
     "latent_gradient_of_parts": 44,

@@ -171,10 +171,11 @@ def thin(span: Span, item: ThinPass) -> Launch:
 def backward(span: Span, item: Product, index: int) -> Launch:
     """Return the launch from a layer's da to that of the layer before it, or to dz."""
     inputs, outputs = span.kind.widths[index : index + 2]
-    numbers, cell = span.rows * inputs, counts.OF_A_SLOPE if index else counts.OF_A_NUMBER
-    slopes, left = numbers * (index > 0), numbers * item.parts
+    whole = index > 0 and item.parts == 1
+    numbers, cell = span.rows * inputs, counts.OF_A_SLOPE if whole else counts.OF_A_NUMBER
+    slopes, left = numbers * whole, numbers * item.parts
     # below the last row it is read again
-    again = up(span.rows, item.tile.height) * item.tile.height * inputs * (index > 0)
+    again = up(span.rows, item.tile.height) * item.tile.height * inputs * whole
     return product(
         span,
         item,

@@ -84,6 +84,20 @@ def pixels(span: Span, item: DatumSum) -> Iterator[Launch]:
     return of_data(span, item, 1, Count(), Count(), read=0, given=results, written=results)
 
 
+def slopes(span: Span, parts: int, index: int) -> Launch:
+    """Return the launch that adds up the parts of a layer's da."""
+    size = span.rows * span.kind.widths[index]
+    return span.launch(
+        span.plan.slopes,
+        (up(size, THREADS), 1),
+        counts.OF_A_ROW.plus(counts.OF_A_PART.times(parts)).times(size),
+        read=(parts + 1) * size,
+        written=size,
+        kept=(parts + 1) * size,
+        rounds=1 + up(parts, LOADS),
+    )
+
+
 def parameters(span: Span, index: int) -> Launch:
     """Return the launch that adds up the parts of a layer's weight and bias gradients."""
     inputs, outputs = span.kind.widths[index : index + 2]
