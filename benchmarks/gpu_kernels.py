@@ -14,9 +14,10 @@ from benchmarks import peers
 from benchmarks.gpu_model import GPUS, call_of
 from benchmarks.report import Row
 from benchmarks.workloads import Workload, build
-from mcelbo_kernels.cuda.model import Launch, predict
+from mcelbo_kernels.cuda.model import H200, Gpu, Launch, predict
 
 CALLS, WARM = 20, 3
+MODELLED: dict[str, Gpu] = {"H200": H200, **GPUS}
 KERNEL = re.compile(r"mcelbo_kernels(?:::\w+)*::(\w+)::_3clocals")
 
 
@@ -69,10 +70,10 @@ def beside(measured: Sequence[tuple[str, float]], modelled: Sequence[Launch]) ->
         raise ValueError(f"the model is of {[launch.label for launch in modelled]}, and {measured} was launched")
     rows: list[Row] = [
         {"launch": label, "blocks": f"{launch.blocks[0]} x {launch.blocks[1]}", "measured us": length}
-        | {f"{name} us": 1e6 * predict(launch, gpu).seconds for name, gpu in GPUS.items()}
+        | {f"{name} us": 1e6 * predict(launch, gpu).seconds for name, gpu in MODELLED.items()}
         for (label, length), launch in zip(measured, modelled, strict=True)
     ]
-    times = ("measured us", *[f"{name} us" for name in GPUS])
+    times = ("measured us", *[f"{name} us" for name in MODELLED])
     return [*rows, {"launch": "sum"} | {name: sum(row[name] for row in rows) for name in times}]
 
 

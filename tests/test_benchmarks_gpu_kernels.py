@@ -8,7 +8,7 @@ pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles the CUDA ke
 
 from benchmarks import gpu_kernels
 from benchmarks.gpu_kernels import Event
-from benchmarks.gpu_model import GPUS, call_of
+from benchmarks.gpu_model import call_of
 from benchmarks.workloads import WORKLOADS
 
 
@@ -31,7 +31,9 @@ def test_measured_times_stand_beside_the_model() -> None:
     *rows, total = gpu_kernels.beside(measured, modelled)
     assert [row["launch"] for row in rows] == [launch.label for launch in modelled]
     assert total["measured us"] == sum(row["measured us"] for row in rows) == sum(length for _, length in measured)
-    assert all(total[f"{name} us"] == pytest.approx(sum(row[f"{name} us"] for row in rows)) for name in GPUS)
+    assert all(
+        total[f"{name} us"] == pytest.approx(sum(row[f"{name} us"] for row in rows)) for name in gpu_kernels.MODELLED
+    )
     with pytest.raises(ValueError, match="the model is of"):
         gpu_kernels.beside(measured[1:], modelled)
 

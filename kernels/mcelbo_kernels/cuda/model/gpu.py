@@ -66,6 +66,8 @@ class Gpu(NamedTuple):
 # holds under load; its data sheet's 67 TFLOP/s would take 1.98 GHz, and this gives 59. Bandwidth of the second-level
 # cache, and some 260 and 200 cycles of waiting for it: public microbenchmarks, not NVIDIA. The 2 us are an assumption.
 H100 = Gpu("H100 SXM", 132, 1.755, 128, 64, 16, 3350.0, 5500.0, 50 << 20, shared=228 << 10)
+# The H200 is an H100 with other memory, and held 1.98 GHz in mcelbo's kernels.
+H200 = Gpu("H200 SXM", 132, 1.98, 128, 64, 16, 4800.0, 5500.0, 50 << 20, shared=228 << 10)
 A100 = Gpu("A100 SXM 80 GB", 108, 1.41, 64, 32, 16, 2039.0, 4000.0, 40 << 20, shared=164 << 10)
 
 
