@@ -15,8 +15,8 @@ def pays(batch: int, samples: int, hidden: int, pixels: int, gradient: bool = Tr
 
     With gradients the grid takes 3 H m for each sample. The form takes H^2 for u and half of it for S, and for each
     call half of H^2 m for G, all of it for W S, and 5 B H m for the batch, of which one in double precision. For the
-    value alone it is one of a sample, half a one of G, and two of the batch. What else differs is launches: 7 before the
-    pass, 6 behind it.
+    value alone it is one of a sample, half a one of G, and two of the batch. What else differs is launches: 7 before
+    the pass, 6 behind it.
     """
     of_a_grid, of_a_sample, of_a_square, of_a_batch, launches = (3, 1.5, 1.5, 4, 13) if gradient else (1, 1, 0.5, 1, 7)
     rows = batch * samples
