@@ -184,8 +184,8 @@ def test_waves_by_hand() -> None:
     assert [of(blocks) for blocks in (1, 132, 133, 264, 265, 448)] == [1, 1, 2, 2, 3, 4]
     # 8 warps, each of which waits 4 cycles for every result, keep half of the schedulers busy
     assert of(1, independent=1) == 2
-    # a scheduler's only warp takes 2 cycles an instruction, of more of them each 1 / 0.68; three blocks of two warps give
-    # two of them a second one, as four do
+    # a scheduler's only warp takes 2 cycles an instruction, of more of them each 1 / 0.68; three blocks of two warps
+    # give two of them a second one, as four do
     small = Launch("small", (132, 1), 64, 128, 8_704, independent=4)
     found = [turns(small._replace(blocks=(132 * blocks, 1)), H100) for blocks in (1, 2, 3, 4, 8, 9)]
     assert found == pytest.approx([2.72, 2.72, 4, 4, 8, 12 - 2 * (2 - 1.36)])
