@@ -73,9 +73,10 @@ def total(rows: Sequence[Row]) -> Row:
     return {name: sum(row[name] for row in rows) for name in ("MB", "MFLOP", *(f"{name} us" for name in GPUS))}
 
 
-def share_of_peak(workload: Workload, gpu: Gpu, call: Sequence[Launch]) -> float:
+def share_of_peak(gpu: Gpu, call: Sequence[Launch]) -> float:
     """Return the predicted rate of a call's multiply-adds, in percent of what the device can do."""
-    return 100 * workload.operations / (gpu.peak * sum(predict(launch, gpu).seconds for launch in call))
+    operations = 2 * sum(launch.products for launch in call)
+    return 100 * operations / (gpu.peak * sum(predict(launch, gpu).seconds for launch in call))
 
 
 def main(names: Sequence[str] | None = None, console: Console | None = None) -> None:
@@ -94,7 +95,7 @@ def main(names: Sequence[str] | None = None, console: Console | None = None) -> 
             [*rows, {"launch": "sum"} | total(rows)],
             console,
         )
-        peaks = {f"{name} %peak": share_of_peak(workload, gpu, call) for name, gpu in GPUS.items()}
+        peaks = {f"{name} %peak": share_of_peak(gpu, call) for name, gpu in GPUS.items()}
         sums.append({"workload": workload.name, "launches": len(call), **total(rows), **peaks})
     show("All launches of a call: prediction, unmeasured", sums, console)
 

@@ -134,6 +134,20 @@ def test_errors_and_their_gradients() -> None:
     assert_close([ours], [backends.error_gradients_on_cpu(upstream, *arguments)])
 
 
+def test_tensors_that_do_not_go_together_are_refused() -> None:
+    x, mu, logvar, weight, eps, layers, seed, *rest = inputs()
+    need = [False, True, True, False, False, True, True, True, True]
+    with pytest.raises(TypeError, match="expected tensors of one dtype and a seed of int64"):
+        backends.sum_of_errors_on_gpu(x, mu.double(), logvar, weight, eps, layers, seed, *rest, need)
+    with pytest.raises(TypeError, match="expected tensors of one dtype and a seed of int64"):
+        backends.errors_on_gpu(x, mu, logvar, weight, eps, layers, seed.float(), *rest)
+    with pytest.raises(RuntimeError, match="invalid for input of size 3"):
+        backends.errors_on_gpu(x, mu, logvar, weight, eps, layers, seed.expand(3), *rest)
+    flat, widths = torch.cat([layer.flatten() for layer in layers]), [3, 11, 70]
+    with pytest.raises(ValueError, match=r"upstream has shape \(1, 1\): expected \(3, 6\)"):
+        backends.error_gradients_on_gpu(torch.ones(1, 1), x, mu, logvar, weight, eps, flat, widths, seed, *rest, need)
+
+
 def test_a_batch_without_data() -> None:
     given, need = inputs(batch=0), [True, True, True, False, False, True, True, True, True]
     *sums, gradients = backends.sum_of_errors_on_gpu(*given, need)

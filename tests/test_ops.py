@@ -339,6 +339,23 @@ def test_torch_func_transforms_the_pass_over_few_latents(kind: str) -> None:
     assert_all_close(found, expected)
 
 
+def test_vmap_over_products_with_one_upstream_gradient() -> None:
+    """Then the gradients come in a batch, and the upstream gradient does not."""
+    x, logvar, many = torch.rand(3, 5), torch.zeros(3, 2), torch.randn(4, 3, 2)
+    decoder = nn.Sequential(nn.Linear(2, 5), nn.Sigmoid())
+
+    def loss(mu: Tensor) -> Tensor:
+        return mcelbo.expected_squared_error(x, mu, logvar, decoder, num_samples=8, seed=1)
+
+    def pulled_back(mu: Tensor) -> Tensor:
+        _, backward = torch.func.vjp(loss, mu)
+        (gradient,) = backward(torch.tensor(2.0))
+        return gradient
+
+    expected = torch.stack([2 * torch.func.grad(loss)(mu) for mu in many])
+    torch.testing.assert_close(torch.func.vmap(pulled_back)(many), expected)
+
+
 def test_vmap_maps_the_seed() -> None:
     model = Model("none")
     x, mu, logvar, weight, *_ = detached(inputs())

@@ -64,7 +64,7 @@ class Scaled(Function):
     @staticmethod
     def forward(upstream: Tensor, *inputs_and_gradients: Tensor) -> tuple[Tensor, ...]:
         gradients = inputs_and_gradients[len(inputs_and_gradients) // 2 :]
-        if torch.compiler.is_compiling() or not has_memory(upstream):
+        if torch.compiler.is_compiling() or not all(map(has_memory, (upstream, *gradients))):
             return tuple(upstream * gradient for gradient in gradients)
         # one launch on a GPU; torch.compile and torch's vmaps know no rule for it
         return tuple(torch._foreach_mul(gradients, upstream))

@@ -106,7 +106,7 @@ def error_gradients_on_cpu(upstream: Tensor, x: Tensor, *inputs: Any) -> Tensor:
 
 
 def sum_of_errors_on_gpu(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Return the op sum_of_errors; nothing here waits for the device."""
+    """Return the op sum_of_errors; nothing here waits for the device, but for the first use of Sobol's directions."""
     *data, parameters, seed = inputs[:6]
     need, like = inputs[-1], (x, *data, *parameters)
     if not len(x):
@@ -169,13 +169,17 @@ def repeated(
     device, first = seed.device, tensors[0]
     assert first is not None
     shapes = tuple([None if tensor is None else tensor.shape for tensor in tensors])
+    if any(tensor is not None and tensor.dtype != first.dtype for tensor in tensors) or seed.dtype != torch.int64:
+        raise TypeError("expected tensors of one dtype and a seed of int64")
+    if upstream is not None and upstream.shape != (len(first), settings[-3]):
+        raise ValueError(f"upstream has shape {tuple(upstream.shape)}: expected {(len(first), settings[-3])}")
     fixed = tuple([tuple(each) if isinstance(each, list) else each for each in settings])
     with target_on(device) as target:
         recording = recorded(name, device, str(first.dtype), shapes, fixed, tuple(need))
-        return target.repeat(recording, (*tensors, seed, upstream))
+        return target.repeat(recording, (*tensors, seed.reshape(1), upstream))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def recorded(
     name: str,
     device: torch.device,

@@ -1,7 +1,8 @@
 """The CUDA backend: the functions of `mcelbo_kernels.reference` on an NVIDIA GPU, by numba-cuda.
 
 Problems hold arrays in the device's memory, and a `Target` runs the kernels there: mcelbo's is over torch's memory and
-streams. Nothing here waits for the device. numba-cuda is imported with this package and not before.
+streams. Nothing here waits for the device, but for the first use of Sobol's directions for a number of latents.
+numba-cuda is imported with this package and not before.
 """
 
 from mcelbo_kernels.cuda.algorithms import value_and_gradients

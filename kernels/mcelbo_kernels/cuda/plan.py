@@ -185,10 +185,11 @@ def backward_product(kind: Kind, index: int, rows: int) -> Product:
     That of a layer before it is only where so few blocks take so long that its parts are worth a further launch.
     """
     inputs, outputs = kind.widths[index], kind.widths[index + 1]
-    if index and not worth_a_launch(rows, inputs, outputs, kind.real):
+    cut = cut_in_parts(rows, inputs, outputs, kind.real)
+    if index and (cut.parts == 1 or not worth_a_launch(rows, inputs, outputs, kind.real)):
         tile = tile_for(rows, inputs, outputs, kind.real)
         return Product(backward.backward(backward.Backward(tile, kind.real, True)), tile, inputs, 1, outputs)
-    return cut_in_parts(rows, inputs, outputs, kind.real)
+    return cut
 
 
 def cut_in_parts(

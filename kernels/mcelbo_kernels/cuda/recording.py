@@ -137,14 +137,14 @@ def record(
     given, kept = ([place for place in places if place is not None] for places in (inputs, results))
     shared = 1 + len(given)
     base = dict(zip(given, range(1, shared), strict=True))
-    base |= {place: number for number, place in enumerate(kept, shared + 1)}
+    base |= dict.fromkeys(scratch, shared) | {place: number for number, place in enumerate(kept, shared + 1)}
     placed, constants, bases = list[Placed](), list[int](), list[int]()
     for kernel, blocks, arguments in recorder.launches:
         placed.append(Placed(kernel, blocks, len(constants)))
         for kind, value in zip(flat(kernel.signature), arguments, strict=True):
             if isinstance(value, Place):
                 constants.append(scratch.get(value, 0))
-                bases.append(base.get(value, shared))
+                bases.append(base[value])
             else:
                 constants.append(slot_of(kind, value))
                 bases.append(0)
