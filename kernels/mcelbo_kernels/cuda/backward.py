@@ -62,7 +62,7 @@ def backward(spec: Backward) -> Kernel:
         if inside:
             state[3][place + c] = state[0][i, j] * kept[at] if slope else state[0][i, j]
 
-    leave_all = over_tile(tile, real, int(slope), row, load, leave)
+    leave_all = over_tile(tile, real, slope, row, load, leave)
 
     def kernel(da, weight, result, count, inputs, outputs, piece):
         shared = cuda.shared.array(size, real, ALIGNED)
@@ -83,7 +83,8 @@ def backward(spec: Backward) -> Kernel:
         leave_all(valid, wide, (acc, start, inputs, result))
 
     signature = (given, given, pointer(real), int64, int32, int32, int32)
-    return Kernel(f"backward {spec}", kernel, signature, tile.threads, tile.blocks(real))
+    crowded = slope and tile.down > tile.across
+    return Kernel(f"backward {spec}", kernel, signature, tile.threads, tile.blocks(real, crowded))
 
 
 class WeightGradient(NamedTuple):
@@ -132,7 +133,7 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
         if inside:
             state[3][place + c] = state[0][i, j]
 
-    leave_all = over_tile(tile, real, 0, row, load, leave)
+    leave_all = over_tile(tile, real, False, row, load, leave)
 
     def kernel(da, g, h, result, begin, count, inputs, outputs, piece):
         shared = cuda.shared.array(size, real, ALIGNED)
@@ -165,4 +166,4 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
                 result[at + int64(outputs) * inputs + first + r] = total
 
     signature = (numbers, numbers, numbers, numbers, int64, int64, int32, int32, int64)
-    return Kernel(f"weight_gradient {spec}", kernel, signature, threads, tile.blocks(real, left.share > 8))
+    return Kernel(f"weight_gradient {spec}", kernel, signature, threads, tile.blocks(real, left.share > 8 or upstream))

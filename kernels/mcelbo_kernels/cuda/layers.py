@@ -119,7 +119,7 @@ def hidden(spec: Hidden) -> Kernel:
             if gradient:
                 slope[place[0] + c] = derivative
 
-    leave_all = over_tile(tile, real, int(centred), row, load, leave)
+    leave_all = over_tile(tile, real, centred, row, load, leave)
 
     def kernel(h, weight, bias, parameter, result, slope, centre, n, begin, count, inputs, outputs):
         shared = cuda.shared.array(size, real, ALIGNED)
@@ -137,7 +137,7 @@ def hidden(spec: Hidden) -> Kernel:
         leave_all(valid, wide, (datum, acc, first, column, outputs, parameter, result, slope, centre))
 
     signature = (*[numbers] * 3, real, *[numbers] * 3, int64, int64, int64, int32, int32)
-    return Kernel(f"hidden {spec}", kernel, signature, tile.threads, tile.blocks(real))
+    return Kernel(f"hidden {spec}", kernel, signature, tile.threads, tile.blocks(real, True))
 
 
 class Last(NamedTuple):
@@ -172,8 +172,9 @@ def last(spec: Last) -> Kernel:
     find, start, find_data = position(tile), bias_start(tile, real), data_of_rows(tile)
     evaluate = evaluation(spec.likelihood, spec.activation, real)
     add_rows = row_sums(tile, real)
-    # threads that finish all rows have registers for a row's pixels only where a cell takes few
-    early = tile.groups > 1 or (spec.likelihood == "squared_error" and not weighted)
+    # there are registers for a row's pixels, but not for their weights; where threads finish all rows only if a cell takes
+    # few
+    early = not weighted and (tile.groups > 1 or spec.likelihood == "squared_error")
 
     @device
     def row(r, state):
@@ -184,8 +185,6 @@ def last(spec: Last) -> Kernel:
     @device
     def load(kept, at, c, place, state):
         kept[at] = state[7][place[1] + c]
-        if weighted:
-            kept[at + 1] = state[8][place[2] + c]
 
     @device
     def leave(i, j, inside, across, c, place, kept, at, state):
@@ -195,7 +194,7 @@ def last(spec: Last) -> Kernel:
             if by_weight and inside:
                 dw[place[0] + c] = t
             if weighted:
-                pixel = kept[at + 1] if early else w[place[2] + c]
+                pixel = w[place[2] + c]
                 counts = pixel != zero
                 t = pixel * t if counts else zero
                 of_a = pixel * of_a if counts else zero
@@ -209,7 +208,7 @@ def last(spec: Last) -> Kernel:
                 if gradient:
                     da[place[0] + c] = of_a
 
-    add_all = over_tile(tile, real, (1 + weighted) * early, row, load, leave)
+    add_all = over_tile(tile, real, early, row, load, leave)
 
     def kernel(h, weight, bias, parameter, x, w, apart, sums, da, dx, dw, n, begin, count, inputs, outputs):
         shared = cuda.shared.array(size, real, ALIGNED)

@@ -72,7 +72,7 @@ def form(spec: Form) -> Kernel:
             if gradient:
                 result[place[0] + c] = (half + half) * result[place[0] + c] if slope else half + half
 
-    add_all = over_tile(tile, real, 0, row, load, leave)
+    add_all = over_tile(tile, real, False, row, load, leave)
 
     def kernel(delta, g, a, sums, result, n, begin, count, size, _outputs):
         shared = cuda.shared.array(size_of_buffers, real, ALIGNED)

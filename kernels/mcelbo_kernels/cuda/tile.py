@@ -218,11 +218,11 @@ def written_out(count: int, body: Any) -> Any:
     return all_of_them
 
 
-def over_tile(tile: Tile, real: Any, reads: int, of_row: Any, load: Any, leave: Any) -> Any:
+def over_tile(tile: Tile, real: Any, reads: bool, of_row: Any, load: Any, leave: Any) -> Any:
     """Return the device function (valid, wide, state) that goes over what a thread finishes of a tile, written out.
 
     For each of its rows r it calls of_row(r, state) -> place once; for each of the row's columns c < wide
-    load(kept, at, c, place, state), which loads kept[at] to kept[at + reads - 1], zero outside; and for all columns
+    load(kept, at, c, place, state), where it reads, which loads kept[at], zero outside; and for all columns
     leave(i, j, inside, across, c, place, kept, at, state). There i and j are the number's place in the thread's
     registers, `inside` tells whether the matrix has it, and `across` whether it has at least the column. In place of
     rows below the last one that is taken again.
@@ -231,15 +231,14 @@ def over_tile(tile: Tile, real: Any, reads: int, of_row: Any, load: Any, leave: 
     registers for it, it loads the next one meanwhile.
     """
     top, beside, row_of, column_of = places_to_finish(tile)
-    rows, columns, zero, ahead = tile.finished, tile.columns, real(0), int(tile.groups > 1 and reads == 1)
-    size = max(1, (1 + ahead) * columns * reads)
+    rows, columns, zero, ahead = tile.finished, tile.columns, real(0), int(tile.groups > 1 and reads)
+    size = (1 + ahead) * columns if reads else 1
 
     @device
     def load_number(j, given):
         i, place, kept, room, state = given
-        at = ((i & ahead) * columns + j) * reads
-        for e in range(reads):
-            kept[at + e] = zero
+        at = (i & ahead) * columns + j
+        kept[at] = zero
         # the columns that are left of the matrix, in place of the thread's, are compared with a constant
         if int32(column_of(j)) < room:
             load(kept, at, beside() + column_of(j), place, state)
@@ -247,7 +246,7 @@ def over_tile(tile: Tile, real: Any, reads: int, of_row: Any, load: Any, leave: 
     @device
     def leave_number(j, given):
         i, present, place, kept, room, state = given
-        at, across = ((i & ahead) * columns + j) * reads, int32(column_of(j)) < room
+        at, across = (i & ahead) * columns + j, int32(column_of(j)) < room
         leave(i, j, int32(column_of(j)) < present, across, beside() + column_of(j), place, kept, at, state)
 
     load_columns, leave_columns = written_out(columns, load_number), written_out(columns, leave_number)
