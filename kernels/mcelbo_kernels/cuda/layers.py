@@ -172,8 +172,8 @@ def last(spec: Last) -> Kernel:
     find, start, find_data = position(tile), bias_start(tile, real), data_of_rows(tile)
     evaluate = evaluation(spec.likelihood, spec.activation, real)
     add_rows = row_sums(tile, real)
-    # there are registers for a row's pixels, but not for their weights; where threads finish all rows only if a cell takes
-    # few
+    # There are registers for a row's pixels, but not for their weights; where threads finish all rows, only if a cell
+    # takes few.
     early = not weighted and (tile.groups > 1 or spec.likelihood == "squared_error")
 
     @device
