@@ -50,15 +50,13 @@ def of_a_call(events: Iterable[Event], calls: int) -> list[tuple[str, float]]:
     ValueError
         If the calls did not launch the same kernels.
     """
-    ordered = sorted((event for event in events if KERNEL.search(event.name)), key=lambda event: event.begin)
-    labels = [found.group(1) for event in ordered if (found := KERNEL.search(event.name))]
+    named = ((KERNEL.search(event.name), event) for event in sorted(events, key=lambda event: event.begin))
+    ordered = [(found.group(1), event.length) for found, event in named if found]
+    labels, lengths = [label for label, _ in ordered], [length for _, length in ordered]
     each = len(ordered) // calls
     if labels != labels[:each] * calls:
         raise ValueError(f"{calls} calls launched {len(ordered)} kernels, not the same in each call")
-    return [
-        (label, statistics.median(event.length for event in ordered[at::each]))
-        for at, label in enumerate(labels[:each])
-    ]
+    return [(label, statistics.median(lengths[at::each])) for at, label in enumerate(labels[:each])]
 
 
 def beside(measured: Sequence[tuple[str, float]], modelled: Sequence[Launch]) -> list[Row]:

@@ -116,9 +116,9 @@ def stage_of(name: str, stage: str, lanes: int, real: Any, sum_of: Sum, given: A
     wide = pointer(float64)
     signature = (given, tuple_of(*[int64] * 9), wide, wide, results)
     first_name, _, options = name.partition(" ")
-    # as many blocks at once as spill no register
     # which is how profilers call it
     kernel.__qualname__ = f"{first_name}{stage}.<locals>.kernel"
+    # as many blocks at once as spill no register
     return Kernel(f"{first_name}{stage} {options}", kernel, signature, THREADS, 3 if real == float32 else 2)
 
 

@@ -135,9 +135,9 @@ def enough(blocks: int, threads: int) -> int:
 
 def in_groups(tile: Tile, blocks: int, terms: int) -> Tile:
     """Return the tile with as many groups of threads as there are to be warps, and as the sum has slices for."""
-    most = min(enough(blocks, tile.members), terms // (SLICE * FEWEST_SLICES))
     if blocks * tile.members >= WARPS_WITHOUT_GROUPS * WARP:
         return tile
+    most = min(enough(blocks, tile.members), terms // (SLICE * FEWEST_SLICES))
     return tile._replace(groups=max(groups for groups in GROUPS.get(tile, (1,)) if groups <= max(1, most)))
 
 

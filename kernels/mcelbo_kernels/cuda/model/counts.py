@@ -1,9 +1,8 @@
-"""How many instructions the CUDA kernels take beside their multiply-adds: the numbers of the model in `launches`.
+"""How many instructions the CUDA kernels take beside their multiply-adds: the numbers of the model.
 
 They were counted in the machine code that ptxas makes for compute capability 9.0 from float32 kernels: those of a loop
 on the way that blocks within the matrix take, and for a cell what the kernel with it has more than without. A branch
-that few threads take does not count. None of it was measured on a device; the tests compare with what an interpreter of
-PTX executes.
+that few threads take does not count. The tests compare with what an interpreter of PTX executes.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from mcelbo_kernels.cuda.layout import QUADRATIC, Kind, up
 from mcelbo_kernels.cuda.model import counts
 from mcelbo_kernels.cuda.model.counts import Count
 from mcelbo_kernels.cuda.model.gpu import Launch
-from mcelbo_kernels.cuda.model.passes import NOTHING, half_of, product
+from mcelbo_kernels.cuda.model.passes import NOTHING, half_of, layer_output, product
 from mcelbo_kernels.cuda.model.span import LOADS, WIDE, Span
 from mcelbo_kernels.cuda.plan import Product, plan_of
 from mcelbo_kernels.cuda.seam import Kernel
@@ -39,7 +39,7 @@ class Batch:
         products, kind, weights = self.products, self.kind, self.kind.weights
         sides = pairwise(kind.widths)
         for item, (inputs, outputs), activation in zip(products.hidden, sides, kind.activations, strict=False):
-            yield self.hidden(item, inputs, outputs, activation.name)
+            yield layer_output(self.span, item, kind.batch, inputs, outputs, activation.name, gradient=False)
         yield self.multiply(products.centre, kind.batch, self.width, wide=True)
         yield self.add_up(
             quadratic.centre_errors(kind.real, weights > 0, kind.need.weight),
@@ -51,7 +51,8 @@ class Batch:
             shared=WIDE * THREADS,
         )
         yield self.multiply(products.coupling, kind.batch, self.pixels)
-        yield self.multiply_transposed(products.square, self.width, self.pixels, symmetric=True)
+        square = self.multiply(products.square, self.width, self.pixels, sums=True)
+        yield half_of(square, products.square, self.width)
         yield self.parts_of(products.square.parts, self.width**2, self.width)
         if products.coupling.parts > 1:
             yield self.parts_of(products.coupling.parts, kind.batch * self.width)
@@ -86,7 +87,7 @@ class Batch:
             )
         if any(of_layer):
             for _ in range(1 + of_layer[0]):
-                yield self.multiply_transposed(products.outer, self.pixels, kind.batch)
+                yield self.multiply(products.outer, self.pixels, kind.batch, sums=True)
             yield self.add_up(
                 quadratic.layer_gradient(kind.real, weighted),
                 up(size + self.pixels, THREADS),
@@ -96,26 +97,9 @@ class Batch:
                 written=size + self.pixels,
             )
 
-    def hidden(self, item: Product, inputs: int, outputs: int, name: str) -> Launch:
-        """Return the launch of a layer's output for the posteriors' means."""
-        batch = self.kind.batch
-        return product(
-            self.span,
-            item,
-            item.blocks(batch),
-            batch,
-            inputs,
-            counts.OF_A_HIDDEN_CELL[False].plus(counts.of_activation(name, False)),
-            beside=up(batch, item.tile.height) * outputs,
-            shared=4 * item.tile.height,
-            written=batch * outputs,
-            given=outputs * (inputs + 1),
-            kept=batch * (inputs + outputs),
-        )
-
-    def multiply(self, item: Product, rows: int, terms: int, wide: bool = False) -> Launch:
-        """Return the launch of a product whose right factor is the last layer's weight; `wide` in float64."""
-        left = item.parts * rows * item.columns
+    def multiply(self, item: Product, rows: int, terms: int, *, wide: bool = False, sums: bool = False) -> Launch:
+        """Return the launch of a product; `wide` in float64, with `sums` of its left factor's rows behind it."""
+        left = item.parts * rows * (item.columns + sums)
         found = product(
             self.span,
             item,
@@ -129,23 +113,6 @@ class Batch:
             kept=rows * terms + left,
         )
         return found._replace(double=True, shared=found.shared * self.wide) if wide else found
-
-    def multiply_transposed(self, item: Product, rows: int, terms: int, symmetric: bool = False) -> Launch:
-        """Return the launch of a product of transposed matrices; of a symmetric one half of the tiles do nothing."""
-        left = item.parts * rows * (item.columns + 1)
-        found = product(
-            self.span,
-            item,
-            item.blocks(rows),
-            rows,
-            terms,
-            counts.OF_A_NUMBER,
-            beside=0,
-            written=left,
-            given=item.columns * terms,
-            kept=rows * terms + left,
-        )
-        return half_of(found, item, rows) if symmetric else found
 
     def add_up(
         self,

@@ -94,8 +94,15 @@ def turns(item: Product, terms: int) -> int:
 
 def hidden(span: Span, index: int) -> Launch:
     """Return the launch of the output of a layer before the last."""
-    kind, item, rows, gradient = span.kind, span.plan.forward[index], span.rows, span.kind.leaves_slope(index)
-    inputs, outputs = kind.widths[index : index + 2]
+    kind, (inputs, outputs) = span.kind, span.kind.widths[index : index + 2]
+    name, gradient = kind.activations[index].name, kind.leaves_slope(index)
+    return layer_output(span, span.plan.forward[index], span.rows, inputs, outputs, name, gradient=gradient)
+
+
+def layer_output(
+    span: Span, item: Product, rows: int, inputs: int, outputs: int, name: str, *, gradient: bool
+) -> Launch:
+    """Return the launch of a layer's output for so many rows, of an activation by its name."""
     left = rows * outputs * (1 + gradient)
     return product(
         span,
@@ -103,7 +110,7 @@ def hidden(span: Span, index: int) -> Launch:
         item.blocks(rows),
         rows,
         inputs,
-        counts.OF_A_HIDDEN_CELL[gradient].plus(counts.of_activation(kind.activations[index].name, gradient)),
+        counts.OF_A_HIDDEN_CELL[gradient].plus(counts.of_activation(name, gradient)),
         beside=up(rows, item.tile.height) * outputs,
         shared=4 * item.tile.height,
         written=left,
