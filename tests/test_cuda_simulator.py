@@ -27,7 +27,7 @@ simulated = pytest.mark.skipif(not SIMULATED, reason="runs in the process of tes
 @pytest.mark.slow
 @pytest.mark.skipif(SIMULATED, reason="this is that process")
 def test_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", __file__]
     run = subprocess.run(command, env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
