@@ -33,6 +33,11 @@ def executed(counts: dict[str, int], *starts: str, kind: str = "") -> int:
     return sum(count for code, count in counts.items() if code.startswith(starts) and code.endswith(kind))
 
 
+def bytes_of(counts: dict[str, int], start: str) -> int:
+    """How many bytes threads loaded or stored as float32, in vectors of four numbers or one by one."""
+    return 4 * executed(counts, start, kind="f32") + 12 * executed(counts, start, kind="v4.f32")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("widths", [(32, 128), (9, 70, 128), (1, 784)])
 def test_what_interpreted_kernels_execute(widths: tuple[int, ...]) -> None:
@@ -47,11 +52,14 @@ def test_what_interpreted_kernels_execute(widths: tuple[int, ...]) -> None:
         idle = 16 / 9 if launch.label == "latent_gradient" and widths[0] == 9 else 1
         floats = executed(counts, "add", "sub", "mul", "fma", "neg", kind="f32")
         assert launch.fmas + launch.floats == pytest.approx(idle * floats, rel=0.02)
-        # machine code takes several instructions for one of PTX on 64-bit integers, of which sums are full
+        # machine code takes several instructions for one of PTX on 64-bit integers, of which sums are full, and none or
+        # one to copy a register
+        most = sum(counts.values())
+        least = most - executed(counts, "mov")
         total = launch.fmas + launch.floats + launch.others + launch.special + launch.wide
-        assert 0.85 < total / (idle * sum(counts.values())) < 1.6
+        assert 0.85 * idle * least < total < 1.6 * idle * most
         if launch.label in ("backward", "weight_gradient"):
             assert launch.fmas == counts["fma.rn.f32"]
-            assert launch.read == 4 * executed(counts, "ld.global", kind="f32")
-            assert launch.written == 4 * executed(counts, "st.global", kind="f32")
-            assert total == pytest.approx(sum(counts.values()), rel=0.15)
+            assert launch.read == bytes_of(counts, "ld.global")
+            assert launch.written == bytes_of(counts, "st.global")
+            assert total == pytest.approx(least, rel=0.15)

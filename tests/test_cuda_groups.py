@@ -142,13 +142,15 @@ def test_a_call(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_groups_come_before_parts_and_end_where_there_are_warps_enough() -> None:
-    # 32 x 13 tiles of two warps are 832 warps and need none; 24 x 13 take two groups, 8 x 13 four
-    assert layout.tile_for(2048, 784, 512, float32) == SMALL
+    # 40 x 13 tiles of two warps are 1040 warps and need none; 24 x 13 take two groups, 8 x 13 four
+    assert layout.tile_for(2560, 784, 512, float32) == SMALL
     assert layout.tile_for(1536, 784, 512, float32) == SMALL._replace(groups=2)
     assert layout.tile_for(512, 784, 512, float32) == SMALL._replace(groups=4)
     # four slices for each group
     assert layout.tile_for(512, 784, 127, float32) == SMALL._replace(groups=2)
     assert layout.tile_for(512, 784, 32, float32) == SMALL
+    # one large tile for each multiprocessor in place of four small ones, but not two in place of four
+    assert layout.tile_for(2048, 784, 512, float32) == LARGE
     assert layout.tile_for(8192, 784, 512, float32) == LARGE
     assert layout.cut_product(2048, 32, 512, float32) == (NARROW._replace(groups=4), 4, 128)
     assert layout.cut_weight_gradient(2048, 512, 784, float32) == (SMALL._replace(groups=4), 5, 416)

@@ -82,7 +82,7 @@ def assert_feeds_the_tile(tile: Tile, path: list[Instruction]) -> None:
     assert rest == 0
     assert sum(instruction.name.startswith("BAR.") for instruction in path) == slices
     loads = [instruction.name for instruction in path if instruction.name.startswith("LDS")]
-    assert tile.run != 4 or all(name.endswith(".128") for name in loads)
+    assert all(name.endswith(".128") for name in loads)
 
 
 def kernel_of(function: Callable[..., None], *, threads: int = 128, blocks: int = 1) -> Kernel:

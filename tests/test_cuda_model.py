@@ -125,11 +125,11 @@ def test_affine_by_hand() -> None:
     assert last.written == 4 * (rows * m + 7 * rows)
     assert last.given == 4 * (m * d + m + 128 * m)
     assert last.kept == 4 * (rows * d + rows * m + 7 * rows)
-    # of a thread 4 slices of 95 instructions, and the 300 and 200 of such a tile; of a cell 3 + 13 and 8 + 5, of 896
+    # of a thread 4 slices of 95 instructions, and the 300 and 200 of such a tile; of a cell 3 + 13 and 5 + 5, of 896
     # columns that tiles cover
     threads, cells = 448 * 256, rows * 896
     assert last.floats == threads * 16 + cells * 16
-    assert last.others == threads * (4 * 95 + 300 + 200) + cells * 13
+    assert last.others == threads * (4 * 95 + 300 + 200) + cells * 10
     backward = call["backward"]
     assert backward.blocks == (64, 4)
     assert backward.read == 4 * (rows * m + 64 * m * d)

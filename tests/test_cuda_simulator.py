@@ -67,7 +67,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     from mcelbo_kernels.cuda import layout, tile
 
-    small = tile.Tile(2, 2, 4, 4, 2)
+    small = tile.Tile(2, 2, 4, 4)
     for name in ("LARGE", "SMALL", "NARROW"):
         monkeypatch.setattr(layout, name, small)
     monkeypatch.setattr(layout, "GROUPS", {small: (1, 2)})

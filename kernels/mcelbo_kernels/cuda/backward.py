@@ -8,11 +8,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
+from mcelbo_kernels.cuda.epilogue import over_tile
 from mcelbo_kernels.cuda.layers import WAITING, position, set_aside
 from mcelbo_kernels.cuda.operands import across_sum, along_sum, spans, weighted_columns
 from mcelbo_kernels.cuda.product import product, shared_size
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, int32, int64, pointer
-from mcelbo_kernels.cuda.tile import Tile, group_of, over_tile
+from mcelbo_kernels.cuda.tile import Tile, group_of, moved
 
 
 class Backward(NamedTuple):
@@ -47,22 +48,19 @@ def backward(spec: Backward) -> Kernel:
     rows, columns, given, zero, size = tile.rows, tile.columns, pointer(stored or real), real(0), shared_size(tile)
     left, of_weight = along_sum(tile.height, tile, real), along_sum if transposed else across_sum
     multiply, find = product(tile, real, left, of_weight(tile.width, tile, real)), position(tile)
+    move = moved(real)
 
     @device
     def row(r, state):
-        _acc, start, inputs, _result = state
-        return start + r * inputs
+        _acc, start, inputs = state
+        return start + r * inputs, start + r * inputs
 
     @device
-    def load(kept, at, c, place, state):
-        kept[at] = state[3][place + c]
+    def finish(i, j, inside, across, c, place, derivative, state):
+        sums = state[0]
+        return (sums[i, j] * derivative if slope else move(sums[i, j]),)
 
-    @device
-    def leave(i, j, inside, across, c, place, kept, at, state):
-        if inside:
-            state[3][place + c] = state[0][i, j] * kept[at] if slope else state[0][i, j]
-
-    leave_all = over_tile(tile, real, slope, row, load, leave)
+    leave_all = over_tile(tile, real, row, finish, reads=slope)
 
     def kernel(da, weight, result, count, inputs, outputs, piece):
         shared = cuda.shared.array(size, real, ALIGNED)
@@ -80,7 +78,7 @@ def backward(spec: Backward) -> Kernel:
         first, column = waiting[0], waiting[1]
         # with a slope there is one part
         start = (int64(cuda.blockIdx.y) * count + first) * inputs + column
-        leave_all(valid, wide, (acc, start, inputs, result))
+        leave_all(valid, wide, result, (result,), (acc, start, inputs))
 
     signature = (given, given, pointer(real), int64, int32, int32, int32)
     crowded = slope and tile.down > tile.across
@@ -116,24 +114,20 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
     rows, columns, height, numbers, zero = tile.rows, tile.columns, tile.height, pointer(real), real(0)
     size, left = shared_size(tile), weighted_columns(tile.height, tile, real, upstream)
     multiply, find = product(tile, real, left, across_sum(tile.width, tile, real)), position(tile)
-    members, threads, group = tile.members, tile.threads, group_of(tile)
+    members, threads, group, move = tile.members, tile.threads, group_of(tile), moved(real)
     each, apart = spans(height, members)
     parts = apart * tile.groups
 
     @device
     def row(r, state):
-        return state[1] + r * state[2]
+        _acc, start, inputs = state
+        return (start + r * inputs,)
 
     @device
-    def load(kept, at, c, place, state):
-        pass
+    def finish(i, j, inside, across, c, place, given, state):
+        return (move(state[0][i, j]),)
 
-    @device
-    def leave(i, j, inside, across, c, place, kept, at, state):
-        if inside:
-            state[3][place + c] = state[0][i, j]
-
-    leave_all = over_tile(tile, real, False, row, load, leave)
+    leave_all = over_tile(tile, real, row, finish)
 
     def kernel(da, g, h, result, begin, count, inputs, outputs, piece):
         shared = cuda.shared.array(size, real, ALIGNED)
@@ -154,7 +148,7 @@ def weight_gradient(spec: WeightGradient) -> Kernel:
         multiply(acc, shared, ours, theirs, start, end)
         first, column = waiting[0], waiting[1]
         at = int64(cuda.blockIdx.y) * outputs * (inputs + 1)
-        leave_all(valid, wide, (acc, at + first * inputs + column, inputs, result))
+        leave_all(valid, wide, None, (result,), (acc, at + first * inputs + column, inputs))
         if column == 0:
             for e in range(each):
                 shared[(group() * each + e) * members + (cuda.threadIdx.x & (members - 1))] = column_sums[e]

@@ -10,10 +10,11 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.cell import activation, evaluation
+from mcelbo_kernels.cuda.epilogue import over_tile
 from mcelbo_kernels.cuda.operands import along_sum
 from mcelbo_kernels.cuda.product import product, shared_size
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, int32, int64, pointer
-from mcelbo_kernels.cuda.tile import GAP, Tile, group_of, over_tile, places, places_to_finish
+from mcelbo_kernels.cuda.tile import GAP, Tile, group_of, places, places_to_finish
 
 # What the loop of a product does not need waits in shared memory, because the loop takes all registers.
 WAITING = 2
@@ -101,25 +102,15 @@ def hidden(spec: Hidden) -> Kernel:
 
     @device
     def row(r, state):
-        datum, _acc, first, column, outputs, _parameter, _result, _slope, _centre = state
+        datum, _acc, first, column, outputs, _parameter = state
         return (first + r) * outputs + column, (int64(datum[r]) if centred else int64(0)) * outputs + column
 
     @device
-    def load(kept, at, c, place, state):
-        kept[at] = state[8][place[1] + c]
+    def finish(i, j, inside, across, c, place, centre, state):
+        value, derivative = activate(state[1][i, j], state[5])
+        return value - centre if centred else value, derivative
 
-    @device
-    def leave(i, j, inside, across, c, place, kept, at, state):
-        _datum, acc, _first, _column, _outputs, parameter, result, slope, _centre = state
-        value, derivative = activate(acc[i, j], parameter)
-        if centred:
-            value -= kept[at]
-        if inside:
-            result[place[0] + c] = value
-            if gradient:
-                slope[place[0] + c] = derivative
-
-    leave_all = over_tile(tile, real, centred, row, load, leave)
+    leave_all = over_tile(tile, real, row, finish, leaves=(True, gradient), reads=centred)
 
     def kernel(h, weight, bias, parameter, result, slope, centre, n, begin, count, inputs, outputs):
         shared = cuda.shared.array(size, real, ALIGNED)
@@ -134,7 +125,7 @@ def hidden(spec: Hidden) -> Kernel:
         start(acc, bias, column, wide)
         multiply(acc, shared, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
         first, column = waiting[0], waiting[1]
-        leave_all(valid, wide, (datum, acc, first, column, outputs, parameter, result, slope, centre))
+        leave_all(valid, wide, centre, (result, slope), (datum, acc, first, column, outputs, parameter))
 
     signature = (*[numbers] * 3, real, *[numbers] * 3, int64, int64, int64, int32, int32)
     return Kernel(f"hidden {spec}", kernel, signature, tile.threads, tile.blocks(real, True))
@@ -178,37 +169,27 @@ def last(spec: Last) -> Kernel:
 
     @device
     def row(r, state):
-        _acc, _totals, datum, first, column, outputs, _parameter, _x, _w, apart, _da, _dx, _dw = state
+        _acc, _totals, datum, first, column, outputs, _parameter, _x, _w, apart = state
         b = int64(datum[r])
         return (first + r) * outputs + column, b * outputs + column, b * apart + column
 
     @device
-    def load(kept, at, c, place, state):
-        kept[at] = state[7][place[1] + c]
+    def finish(i, j, inside, across, c, place, of_x, state):
+        acc, totals, _datum, _first, _column, _outputs, parameter, x, w, _apart = state
+        if not early:
+            of_x = x[place[1] + c] if inside else zero
+        t, da, dx = evaluate(acc[i, j], of_x, parameter)
+        dw = t
+        if weighted:
+            pixel = w[place[2] + c] if inside else zero
+            counts = pixel != zero
+            t, da, dx = (pixel * t, pixel * da, pixel * dx) if counts else (zero, zero, zero)
+        # of rows outside nobody reads the total
+        if across:
+            totals[i] += t
+        return da, dx, dw
 
-    @device
-    def leave(i, j, inside, across, c, place, kept, at, state):
-        acc, totals, _datum, _first, _column, _outputs, parameter, x, w, _apart, da, dx, dw = state
-        if early or inside:
-            t, of_a, of_x = evaluate(acc[i, j], kept[at] if early else x[place[1] + c], parameter)
-            if by_weight and inside:
-                dw[place[0] + c] = t
-            if weighted:
-                pixel = w[place[2] + c]
-                counts = pixel != zero
-                t = pixel * t if counts else zero
-                of_a = pixel * of_a if counts else zero
-                of_x = pixel * of_x if counts else zero
-            # of rows outside nobody reads the total
-            if across:
-                totals[i] += t
-            if inside:
-                if by_data:
-                    dx[place[0] + c] = of_x
-                if gradient:
-                    da[place[0] + c] = of_a
-
-    add_all = over_tile(tile, real, early, row, load, leave)
+    add_all = over_tile(tile, real, row, finish, leaves=(gradient, by_data, by_weight), reads=early)
 
     def kernel(h, weight, bias, parameter, x, w, apart, sums, da, dx, dw, n, begin, count, inputs, outputs):
         shared = cuda.shared.array(size, real, ALIGNED)
@@ -224,7 +205,8 @@ def last(spec: Last) -> Kernel:
         first, column = waiting[0], waiting[1]
         for i in range(finished):
             totals[i] = zero
-        add_all(valid, wide, (acc, totals, datum, first, column, outputs, parameter, x, w, apart, da, dx, dw))
+        state = acc, totals, datum, first, column, outputs, parameter, x, w, apart
+        add_all(valid, wide, x, (da, dx, dw), state)
         add_rows(shared, totals, sums, column // width * count + first, valid)
 
     signature = (*[numbers] * 3, real, *[numbers] * 2, int64, *[numbers] * 4, int64, int64, int64, int32, int32)

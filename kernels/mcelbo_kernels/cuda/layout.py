@@ -27,6 +27,8 @@ MOST_ROWS = 1 << 20
 # them: measured on an H200.
 MULTIPROCESSORS, WARP = 132, 32
 ENOUGH_BLOCKS, ENOUGH_WARPS, WARPS_WITHOUT_GROUPS = 2 * MULTIPROCESSORS, 16 * MULTIPROCESSORS, 6 * MULTIPROCESSORS
+# How long a multiprocessor takes over a large tile, and over a small one, a quarter of it, 1: measured on an H100.
+TIME_OF_A_LARGE_TILE = 3.2
 MOST_PARTS = 65535  # that a grid can have along y
 # A thread's sum in single precision ends after so many terms, and one is not cut into parts shorter than this.
 LONGEST_SUM, SHORTEST_SUM = 1024, 128
@@ -120,12 +122,13 @@ def tiles(tile: Tile, rows: int, columns: int) -> int:
 
 
 def shape_for(rows: int, columns: int, real: Any, parts: int = 1) -> Tile:
-    """Return the largest tile of which there are enough for all multiprocessors, or a narrow one for few columns."""
+    """Return the tile that keeps the busiest multiprocessor for the least time, or a narrow one for few columns."""
     if real != float32:
         return NARROW_DOUBLE if columns <= NARROW_DOUBLE.width else SMALL_DOUBLE
     if columns <= NARROW.width:
         return NARROW
-    return LARGE if tiles(LARGE, rows, columns) * parts >= ENOUGH_BLOCKS else SMALL
+    large, small = (up(tiles(tile, rows, columns) * parts, MULTIPROCESSORS) for tile in (LARGE, SMALL))
+    return LARGE if TIME_OF_A_LARGE_TILE * large <= small else SMALL
 
 
 def enough(blocks: int, threads: int) -> int:

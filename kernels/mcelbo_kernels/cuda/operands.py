@@ -24,9 +24,9 @@ class Operand(NamedTuple):
     ----------
     start : (source, k) -> int
         Where a thread's share of index k begins.
-    fetch : (staged, source, at, left) -> int
-        Load a thread's share of a slice that begins `at` into `staged` (share,), of which `left` indices are within
-        the sum, none if it is negative; return where the group's next slice begins.
+    fetch : (staged, source, at, left, before) -> int
+        Load a thread's share of a slice that begins `at` into `staged` (share,); return where the group's next slice
+        begins. From the first group's slice on `left` indices are within the sum, this group's begins behind `before`.
     put : (staged, shared, base) -> None
         Store it to SLICE rows of shared memory, of which the first begins at number `base`.
     share : int
@@ -53,15 +53,16 @@ def along_sum(length: int, tile: Tile, real: Any) -> Operand:
         return (first + (t >> shift)) * stride + (k + (t & last))
 
     @device
-    def fetch(staged, source, at, left):
+    def fetch(staged, source, at, left, before):
         matrix, _first, valid, stride = source
-        if valid == length and left >= SLICE:
+        # alike for all threads, because addresses take further instructions where warps may part
+        if valid == length and left >= step:
             for e in range(share):
                 staged[e] = matrix[at + e * apart * stride]
         else:
             t = cuda.threadIdx.x & mask
             # what is left behind the thread's first number is compared with constants
-            room = int32((valid if int32(t & last) < left else int32(0)) - int32(t >> shift))
+            room = int32((valid if int32((t & last) + before) < left else int32(0)) - int32(t >> shift))
             for e in range(share):
                 staged[e] = matrix[at + e * apart * stride] if int32(e * apart) < room else zero
         return at + step
@@ -93,14 +94,15 @@ def across_sum(length: int, tile: Tile, real: Any) -> Operand:
         return first + (k + (t >> shift)) * stride + (t & last)
 
     @device
-    def fetch(staged, source, at, left):
+    def fetch(staged, source, at, left, before):
         matrix, _first, valid, stride = source
-        if valid == length and left >= SLICE:
+        # alike for all threads, because addresses take further instructions where warps may part
+        if valid == length and left >= step:
             for e in range(share):
                 staged[e] = matrix[at + e // each * apart * stride + e % each * threads]
         else:
             t = cuda.threadIdx.x & mask
-            room, rows = int32(valid - int32(t & last)), int32(left - int32(t >> shift))
+            room, rows = int32(valid - int32(t & last)), int32(left - before - int32(t >> shift))
             for e in range(share):
                 column, row = int32(e % each * threads), int32(e // each * apart)
                 place = at + e // each * apart * stride + e % each * threads
@@ -139,13 +141,13 @@ def weighted_columns(length: int, tile: Tile, real: Any, upstream: bool) -> Oper
         return start_plain((matrix, first, valid, stride), k), begin + k
 
     @device
-    def fetch(staged, source, at, left):
+    def fetch(staged, source, at, left, before):
         matrix, first, valid, stride, g, _begin, totals = source
         place, row = at
-        following = fetch_plain(staged, (matrix, first, valid, stride), place, left)
+        following = fetch_plain(staged, (matrix, first, valid, stride), place, left, before)
         own = (cuda.threadIdx.x & mask) >> shift
         for e in range(share):
-            if upstream and int32(own + e // each * apart) < left:
+            if upstream and int32(own + before + e // each * apart) < left:
                 staged[e] *= g[row + own + e // each * apart]
             totals[e % each] += staged[e]
         return following, row + step

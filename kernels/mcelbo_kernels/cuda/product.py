@@ -10,7 +10,7 @@ from typing import Any
 
 from mcelbo_kernels.cuda.operands import Operand
 from mcelbo_kernels.cuda.seam import cuda, device, int32
-from mcelbo_kernels.cuda.tile import GAP, SLICE, Tile, group_of, outer_product, places
+from mcelbo_kernels.cuda.tile import GAP, SLICE, Tile, group_of, moved, outer_product, places
 
 
 def shared_size(tile: Tile) -> int:
@@ -29,7 +29,7 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
     rows, columns, groups, step = tile.rows, tile.columns, tile.groups, SLICE * tile.groups
     buffer_l, buffer_r, size = SLICE * pitch_l, SLICE * pitch_r, shared_size(tile) // tile.groups
     (start_l, fetch_l, put_l, share_l), (start_r, fetch_r, put_r, share_r) = left, right
-    outer_add, place, group, add_groups = outer_product(tile), places(tile), group_of(tile), sum_of_groups(tile)
+    outer_add, place, group, add_groups = outer_product(tile), places(tile), group_of(tile), sum_of_groups(tile, real)
     top_of, left_of = place.top, place.left
     # threads of groups have fewer registers, of which one operand at a time takes half as many as both; that there are
     # other groups leaves it the time to come
@@ -50,8 +50,8 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
         top, first = lefts + top_of(), rights + left_of()
         # alike for all groups, because all wait at the same barriers
         left = int32(end - begin)
-        at_l = fetch_l(staged_l, left_source, start_l(left_source, begin + before), int32(left - before))
-        at_r = fetch_r(staged_r, right_source, start_r(right_source, begin + before), int32(left - before))
+        at_l = fetch_l(staged_l, left_source, start_l(left_source, begin + before), left, before)
+        at_r = fetch_r(staged_r, right_source, start_r(right_source, begin + before), left, before)
         put_l(staged_l, shared, lefts)
         put_r(staged_r, shared, rights)
         cuda.syncthreads()
@@ -59,9 +59,9 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
         while left > 0:
             left = int32(left - step)
             if left > 0:
-                at_l = fetch_l(staged_l, left_source, at_l, int32(left - before))
+                at_l = fetch_l(staged_l, left_source, at_l, left, before)
                 if not halves:
-                    at_r = fetch_r(staged_r, right_source, at_r, int32(left - before))
+                    at_r = fetch_r(staged_r, right_source, at_r, left, before)
             else:
                 # what they held would keep registers from here on
                 forget(staged_l)
@@ -77,7 +77,7 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
             if halves:
                 if left > 0:
                     put_l(staged_l, shared, next_l)
-                    at_r = fetch_r(staged_r, right_source, at_r, int32(left - before))
+                    at_r = fetch_r(staged_r, right_source, at_r, left, before)
                 else:
                     forget(staged_r)
             outer_add(acc, a, b, shared, row + 4 * pitch_l, column + 4 * pitch_r)
@@ -95,22 +95,27 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
     return multiply
 
 
-def sum_of_groups(tile: Tile) -> Any:
+def sum_of_groups(tile: Tile, real: Any) -> Any:
     """Return the device function (acc, shared) that adds up what the groups hold: acc[i, j] of the i-th row to finish.
 
     The buffers have room for half of the columns at once.
     """
     rows, groups, members, finished, half = tile.rows, tile.groups, tile.members, tile.finished, tile.columns // 2
-    group, last, of_group = group_of(tile), tile.members - 1, tile.rows * tile.members * (tile.columns // 2)
+    group, move, last, of_group = (
+        group_of(tile),
+        moved(real),
+        tile.members - 1,
+        tile.rows * tile.members * (tile.columns // 2),
+    )
 
     @device
     def exchange(acc, shared, column):
         own, at = group(), (cuda.threadIdx.x & last) * half
         for i in range(rows):
             for j in range(half):
-                shared[own * of_group + i * members * half + at + j] = acc[i, column + j]
+                shared[own * of_group + i * members * half + at + j] = move(acc[i, column + j])
         cuda.syncthreads()
-        at += own * finished * members * half
+        at += own * finished * half * members
         for i in range(finished):
             for j in range(half):
                 total = shared[at + i * members * half + j]

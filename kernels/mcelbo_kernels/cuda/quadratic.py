@@ -13,12 +13,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
+from mcelbo_kernels.cuda.epilogue import over_tile
 from mcelbo_kernels.cuda.layers import WAITING, data_of_rows, position, row_sums, set_aside
 from mcelbo_kernels.cuda.operands import along_sum
 from mcelbo_kernels.cuda.product import product, shared_size
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, float64, int32, int64, pointer
 from mcelbo_kernels.cuda.sums import LANES_OF_PIXELS, MASK, THREADS, added, halving
-from mcelbo_kernels.cuda.tile import Tile, over_tile
+from mcelbo_kernels.cuda.tile import Tile
 
 
 class Form(NamedTuple):
@@ -57,22 +58,20 @@ def form(spec: Form) -> Kernel:
         _acc, _totals, datum, first, column, size, _delta, _a, _result = state
         return (first + r) * size + column, int64(datum[r]) * size + column
 
-    @device
-    def load(kept, at, c, place, state):
-        pass
-
     # the loads are here, because registers do not hold a row of three matrices beside all else
     @device
-    def leave(i, j, inside, across, c, place, kept, at, state):
+    def finish(i, j, inside, across, c, place, given, state):
         acc, totals, _datum, _first, _column, _size, delta, a, result = state
+        coupling = a[place[1] + c] if inside else zero
+        half = acc[i, j] - coupling
         if inside:
-            coupling = a[place[1] + c]
-            half = acc[i, j] - coupling
             totals[i] += delta[place[0] + c] * (half - coupling)
-            if gradient:
-                result[place[0] + c] = (half + half) * result[place[0] + c] if slope else half + half
+        derivative = half + half
+        if gradient and slope and inside:
+            derivative *= result[place[0] + c]
+        return (derivative,)
 
-    add_all = over_tile(tile, real, False, row, load, leave)
+    add_all = over_tile(tile, real, row, finish, leaves=(gradient,))
 
     def kernel(delta, g, a, sums, result, n, begin, count, size, _outputs):
         shared = cuda.shared.array(size_of_buffers, real, ALIGNED)
@@ -90,7 +89,7 @@ def form(spec: Form) -> Kernel:
         first, column = waiting[0], waiting[1]
         for i in range(finished):
             totals[i] = zero
-        add_all(valid, wide, (acc, totals, datum, first, column, size, delta, a, result))
+        add_all(valid, wide, None, (result,), (acc, totals, datum, first, column, size, delta, a, result))
         add_rows(shared, totals, sums, column // width * count + first, valid)
 
     signature = (*[numbers] * 5, int64, int64, int64, int32, int32)

@@ -18,6 +18,7 @@ from threading import get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import cuda, float32, float64, int32, int64, types, uint32, uint64
 from numba.core import config
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from mcelbo_kernels import _compile
 __all__ = [
     "ALIGNED",
     "SIMULATED",
+    "VECTOR",
     "Kernel",
     "Placed",
     "cuda",
@@ -37,14 +39,17 @@ __all__ = [
     "float64",
     "int32",
     "int64",
+    "is_aligned",
     "launch",
     "launch_all",
     "libdevice",
+    "load_vector",
     "machine_code",
     "make_current",
     "pointer",
     "ptx_of",
     "slot_of",
+    "store_vector",
     "tuple_of",
     "uint32",
     "uint64",
@@ -57,6 +62,7 @@ libdevice: Any = None if SIMULATED else cuda.libdevice
 INLINED: dict[str, Any] = {} if SIMULATED else {"forceinline": True}
 # of shared memory that is read four numbers at a time
 ALIGNED = None if SIMULATED else 16
+VECTOR = 16  # bytes that a thread loads or stores at once
 FORMATS = {int32: "i", int64: "q", float32: "f", float64: "d"}  # of numbers, as `struct` has them
 SLOT = 8  # bytes for each argument of a launch
 
@@ -94,6 +100,60 @@ def device(function: Callable[..., Any]) -> Any:
 def pointer(kind: Any) -> Any:
     """Return the type of an array argument: where its numbers lie, one after the other."""
     return types.CPointer(kind)
+
+
+def intrinsic(generate: Callable[..., Any]) -> Any:
+    """Make a function of what returns its signature and what writes its code; the simulator never calls one."""
+    if SIMULATED:
+        return lambda *_: False
+    from numba.cuda.extending import intrinsic as made
+
+    return made(generate)
+
+
+@intrinsic
+def is_aligned(_context: Any, array: Any, at: Any) -> Any:
+    """is_aligned(array, at): whether number `at` lies where a vector may."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        address = builder.ptrtoint(builder.gep(arguments[0], arguments[1:]), ir.IntType(64))
+        return builder.icmp_unsigned("==", builder.and_(address, address.type(VECTOR - 1)), address.type(0))
+
+    return types.boolean(array, int64), generate
+
+
+@intrinsic
+def load_vector(_context: Any, array: Any, at: Any) -> Any:
+    """load_vector(array, at) -> tuple of the numbers of 16 bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = builder.load(as_vector(builder, signature.return_type.count, *arguments), align=VECTOR)
+        numbers = [builder.extract_element(vector, ir.IntType(32)(k)) for k in range(signature.return_type.count)]
+        return context.make_tuple(builder, signature.return_type, numbers)
+
+    return types.UniTuple(array.dtype, VECTOR * 8 // array.dtype.bitwidth)(array, int64), generate
+
+
+@intrinsic
+def store_vector(_context: Any, array: Any, at: Any, numbers: Any) -> Any:
+    """store_vector(array, at, numbers): store a tuple that fills 16 bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = as_vector(builder, numbers.count, *arguments[:2])
+        vector = place.type.pointee(ir.Undefined)
+        for k in range(numbers.count):
+            number = builder.extract_value(arguments[2], k)
+            vector = builder.insert_element(vector, number, ir.IntType(32)(k))
+        builder.store(vector, place, align=VECTOR)
+        return context.get_dummy_value()
+
+    return types.void(array, int64, numbers), generate
+
+
+def as_vector(builder: Any, count: int, array: Any, at: Any) -> Any:
+    """Return the address of number `at` as that of a vector of so many numbers."""
+    address = builder.gep(array, [at])
+    return builder.bitcast(address, ir.VectorType(address.type.pointee, count).as_pointer())
 
 
 def tuple_of(*kinds: Any) -> Any:

@@ -16,10 +16,11 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from mcelbo_kernels.cuda.cell import evaluation
+from mcelbo_kernels.cuda.epilogue import written_out
 from mcelbo_kernels.cuda.noise import draws, source_type
 from mcelbo_kernels.cuda.scalars import binding
 from mcelbo_kernels.cuda.seam import Kernel, cuda, device, int32, int64, pointer
-from mcelbo_kernels.cuda.tile import REGISTERS, written_out
+from mcelbo_kernels.cuda.tile import REGISTERS
 from mcelbo_kernels.numerics.elementary import exp
 
 MOST_LATENTS = 8

@@ -4,8 +4,7 @@ Two operands lie in shared memory, a slice of them at a time, one row for each i
 
     tile[r, c] += left[k, r] right[k, c]
 
-A thread's rows come in runs of four neighbours, so that a load brings all four, and so do its columns; with `run` 1
-they lie `across` apart instead, so that neighbouring threads write neighbouring columns.
+A thread's rows come in runs of four neighbours, so that a load brings all four, and so do its columns.
 
 A block may have several groups of threads. All of them hold the whole tile, each the sum over slices of its own; then
 every thread adds up, and finishes, some of the rows that it holds of the tile.
@@ -15,10 +14,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mcelbo_kernels.cuda.seam import cuda, device, int32
+from mcelbo_kernels.cuda.seam import cuda, device
 
 SLICE = 8  # indices k that lie in shared memory at once
 REGISTERS = 65536  # of every multiprocessor since compute capability 7.5
+RUN = 4  # neighbouring rows or columns of a thread
 GAP = 4  # numbers between its rows, so that threads that write a column hit different banks
 
 
@@ -31,8 +31,6 @@ class Tile(NamedTuple):
         Of a thread.
     down, across : int
         Threads of a group, powers of two.
-    run : int
-        Neighbouring columns of a thread.
     groups : int
         Of threads that share out the sum, a power of two.
     """
@@ -41,7 +39,6 @@ class Tile(NamedTuple):
     columns: int
     down: int
     across: int
-    run: int
     groups: int = 1
 
     @property
@@ -53,6 +50,11 @@ class Tile(NamedTuple):
     def width(self) -> int:
         """Columns of a block."""
         return self.columns * self.across
+
+    @property
+    def run(self) -> int:
+        """Neighbouring columns of a thread."""
+        return min(RUN, self.columns)
 
     @property
     def members(self) -> int:
@@ -80,12 +82,12 @@ class Tile(NamedTuple):
         return max(1, int(REGISTERS // (self.threads * (128 if few else 160) * real.bitwidth // 32)))
 
 
-LARGE = Tile(8, 8, 16, 16, 4)
-SMALL = Tile(8, 8, 8, 8, 4)
-NARROW = Tile(8, 8, 16, 4, 4)
+LARGE = Tile(8, 8, 16, 16)
+SMALL = Tile(8, 8, 8, 8)
+NARROW = Tile(8, 8, 16, 4)
 # of double precision, which takes two registers a number
-SMALL_DOUBLE = Tile(8, 4, 8, 16, 4)
-NARROW_DOUBLE = Tile(8, 4, 16, 8, 4)
+SMALL_DOUBLE = Tile(8, 4, 8, 16)
+NARROW_DOUBLE = Tile(8, 4, 16, 8)
 
 
 class Places(NamedTuple):
@@ -111,7 +113,7 @@ def places(tile: Tile) -> Places:
     thread's number chooses a row, and the next one a column.
     """
     down, across = tile.down, tile.across
-    row_run, column_run = min(4, tile.rows), tile.run
+    row_run, column_run = min(RUN, tile.rows), tile.run
     inner, wide = min(8, across) - 1, across > 8
     behind = inner.bit_length() + 1  # the bit behind those of a warp's columns
 
@@ -169,13 +171,32 @@ def places_to_finish(tile: Tile) -> Places:
     return Places(top, place.left, row, place.column)
 
 
+def moved(real: Any) -> Any:
+    """Return the device function (number) that moves a finished sum to a register of its own, before it is stored.
+
+    A vector's numbers lie in neighbouring registers. If sums had to, the compiler would find them in the bank of what
+    they are multiplied by, see `outer_product`. Adding zero is what no compiler leaves out.
+    """
+    zero = real(0)
+
+    @device
+    def move(number):
+        return number + zero
+
+    return move
+
+
 def outer_product(tile: Tile) -> Any:
     """Return the device function (acc, a, b, shared, at_left, at_right): acc[i, j] += left[row i] right[column j].
 
     `at_left` and `at_right` are where the thread's first row and column stand in shared memory, a (rows,) and
     b (columns,) registers for either.
+
+    Registers lie in two banks, and a multiply-add whose three come from one of them waits, but for one that it shares
+    with the multiply-add before. So the columns come one after the other, by turns down the even rows and then the odd
+    ones, and back: of all orders that were tried compilers found the fewest conflicts in this one.
     """
-    rows, columns, place = tile.rows, tile.columns, places(tile)
+    rows, columns, half, place = tile.rows, tile.columns, tile.rows // 2, places(tile)
     row, column = place.row, place.column
 
     @device
@@ -184,101 +205,10 @@ def outer_product(tile: Tile) -> Any:
             a[i] = shared[at_left + row(i)]
         for j in range(columns):
             b[j] = shared[at_right + column(j)]
-        for i in range(rows):
-            for j in range(columns):
+        for j in range(columns):
+            for turn in range(rows):
+                at = turn if j % 2 == 0 else rows - 1 - turn
+                i = 2 * (at % half) + at // half
                 acc[i, j] = cuda.fma(a[i], b[j], acc[i, j])
 
     return outer_add
-
-
-def written_out(count: int, body: Any) -> Any:
-    """Return the device function (state) that calls body(i, state) for 0 <= i < count, at most 8.
-
-    The compiler leaves a loop with so long a body as it is, and would keep in memory what the body indexes by i.
-    """
-
-    @device
-    def all_of_them(state):
-        body(int32(0), state)
-        if count > 1:
-            body(int32(1), state)
-        if count > 2:
-            body(int32(2), state)
-        if count > 3:
-            body(int32(3), state)
-        if count > 4:
-            body(int32(4), state)
-        if count > 5:
-            body(int32(5), state)
-        if count > 6:
-            body(int32(6), state)
-        if count > 7:
-            body(int32(7), state)
-
-    return all_of_them
-
-
-def over_tile(tile: Tile, real: Any, reads: bool, of_row: Any, load: Any, leave: Any) -> Any:
-    """Return the device function (valid, wide, state) that goes over what a thread finishes of a tile, written out.
-
-    For each of its rows r it calls of_row(r, state) -> place once; for each of the row's columns c < wide
-    load(kept, at, c, place, state), where it reads, which loads kept[at], zero outside; and for all columns
-    leave(i, j, inside, across, c, place, kept, at, state). There i and j are the number's place in the thread's
-    registers, `inside` tells whether the matrix has it, and `across` whether it has at least the column. In place of
-    rows below the last one that is taken again.
-
-    A thread waits for the loads of a row at once; where it finishes few rows and loads little for each, so that it has
-    registers for it, it loads the next one meanwhile.
-    """
-    top, beside, row_of, column_of = places_to_finish(tile)
-    rows, columns, zero, ahead = tile.finished, tile.columns, real(0), int(tile.groups > 1 and reads)
-    size = (1 + ahead) * columns if reads else 1
-
-    @device
-    def load_number(j, given):
-        i, place, kept, room, state = given
-        at = (i & ahead) * columns + j
-        kept[at] = zero
-        # the columns that are left of the matrix, in place of the thread's, are compared with a constant
-        if int32(column_of(j)) < room:
-            load(kept, at, beside() + column_of(j), place, state)
-
-    @device
-    def leave_number(j, given):
-        i, present, place, kept, room, state = given
-        at, across = (i & ahead) * columns + j, int32(column_of(j)) < room
-        leave(i, j, int32(column_of(j)) < present, across, beside() + column_of(j), place, kept, at, state)
-
-    load_columns, leave_columns = written_out(columns, load_number), written_out(columns, leave_number)
-
-    @device
-    def begin(i, kept, valid, room, state):
-        place = of_row(min(int32(top() + row_of(i)), int32(valid - 1)), state)
-        if reads:
-            load_columns((i, place, kept, room, state))
-        return place
-
-    @device
-    def row(i, place, kept, valid, room, state):
-        following = begin(int32(i + 1), kept, valid, room, state) if ahead and i + 1 < rows else place
-        present = room if int32(top() + row_of(i)) < valid else int32(0)
-        leave_columns((i, present, place, kept, room, state))
-        return following if ahead or i + 1 == rows else begin(int32(i + 1), kept, valid, room, state)
-
-    @device
-    def go_over(valid, wide, state):
-        kept, room = cuda.local.array(size, real), int32(wide - beside())
-        place = begin(int32(0), kept, valid, room, state)
-        place = row(int32(0), place, kept, valid, room, state)
-        if rows > 1:
-            place = row(int32(1), place, kept, valid, room, state)
-        if rows > 2:
-            place = row(int32(2), place, kept, valid, room, state)
-            place = row(int32(3), place, kept, valid, room, state)
-        if rows > 4:
-            place = row(int32(4), place, kept, valid, room, state)
-            place = row(int32(5), place, kept, valid, room, state)
-            place = row(int32(6), place, kept, valid, room, state)
-            row(int32(7), place, kept, valid, room, state)
-
-    return go_over

@@ -63,12 +63,12 @@ OF_A_SLICE = {
 OF_A_SLICE_OF_GROUPS, OF_A_RUN = Count(0, 35), Count(0, 2)
 OF_A_TILE, OF_A_LAST_TILE = Count(0, 300), Count(16, 200, 2)
 # For a number of a product that is only stored, or multiplied by a slope first; for a number of da in a bias's sum.
-OF_A_NUMBER, OF_A_SLOPE, OF_A_BIAS = Count(0, 4), Count(1, 6), Count(1)
+OF_A_NUMBER, OF_A_SLOPE, OF_A_BIAS = Count(1, 2), Count(1, 4), Count(1)
 # The squared error of a cell and what is kept of it, without and with its derivative; a pixel weight more.
-OF_A_CELL = {False: Count(2, 4), True: Count(3, 8)}
+OF_A_CELL = {False: Count(2, 3), True: Count(3, 5)}
 OF_A_WEIGHT = Count(2, 9)
 # In a layer before the last.
-OF_A_HIDDEN_CELL = {False: Count(0, 4), True: Count(0, 6)}
+OF_A_HIDDEN_CELL = {False: Count(0, 2), True: Count(0, 4)}
 # More than for "identity", without and with the derivative.
 IDENTITY, RELU, SIGMOID = (Count(), Count()), (Count(0, 1), Count(0, 2)), (Count(10, 6, 1), Count(13, 5, 1))
 # The thin pass: a cell, a thread's sample with its share of the sums over threads, a latent of a sample, a thread.
@@ -94,7 +94,8 @@ def of_groups(tile: Tile) -> Count:
     numbers = tile.rows * tile.columns
     if tile.groups == 1:
         return Count()
-    return Count(numbers - tile.finished * tile.columns).plus(OF_A_RUN.times(2 * numbers / min(4, tile.columns // 2)))
+    added = numbers - tile.finished * tile.columns
+    return Count(numbers + added).plus(OF_A_RUN.times(2 * numbers / min(4, tile.columns // 2)))
 
 
 def of_activation(name: str, gradient: bool) -> Count:

@@ -1,0 +1,208 @@
+"""What a thread does with its part of a tile when the sums are complete, written out number by number.
+
+Its neighbouring columns, a run, are loaded and stored 16 bytes at once where they lie so: four threads that store four
+bytes each, 16 apart, fill a quarter of what the memory moves for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mcelbo_kernels.cuda.seam import VECTOR, cuda, device, int32, is_aligned, load_vector, store_vector
+from mcelbo_kernels.cuda.tile import Tile, places_to_finish
+
+
+def written_out(count: int, body: Any) -> Any:
+    """Return the device function (state) that calls body(i, state) for 0 <= i < count, at most 8.
+
+    The compiler leaves a loop with so long a body as it is, and would keep in memory what the body indexes by i.
+    """
+
+    @device
+    def all_of_them(state):
+        body(int32(0), state)
+        if count > 1:
+            body(int32(1), state)
+        if count > 2:
+            body(int32(2), state)
+        if count > 3:
+            body(int32(3), state)
+        if count > 4:
+            body(int32(4), state)
+        if count > 5:
+            body(int32(5), state)
+        if count > 6:
+            body(int32(6), state)
+        if count > 7:
+            body(int32(7), state)
+
+    return all_of_them
+
+
+def load_run(tile: Tile, real: Any) -> Any:
+    """Return the device function (source, at, room, kept, to): kept[to + e] = source[at + e], zero from e = room on."""
+    run, each, zero = tile.run, VECTOR * 8 // real.bitwidth, real(0)
+    vectors = run % each == 0
+
+    @device
+    def load(source, at, room, kept, to):
+        if vectors and run <= room and is_aligned(source, at):
+            for first in range(0, run, each):
+                numbers = load_vector(source, at + first)
+                for e in range(each):
+                    kept[to + first + e] = numbers[e]
+        else:
+            for e in range(run):
+                kept[to + e] = source[at + e] if int32(e) < room else zero
+
+    return load
+
+
+def store_run(tile: Tile, real: Any) -> Any:
+    """Return the device function (kept, of, target, at, room): target[at + e] = kept[of + e] for e < room."""
+    run, each = tile.run, VECTOR * 8 // real.bitwidth
+    vectors, four = run % each == 0, each == 4
+
+    @device
+    def store(kept, of, target, at, room):
+        if vectors and run <= room and is_aligned(target, at):
+            for first in range(0, run, each):
+                e = of + first
+                if four:
+                    store_vector(target, at + first, (kept[e], kept[e + 1], kept[e + 2], kept[e + 3]))
+                else:
+                    store_vector(target, at + first, (kept[e], kept[e + 1]))
+        else:
+            for e in range(run):
+                if int32(e) < room:
+                    target[at + e] = kept[of + e]
+
+    return store
+
+
+def row_of_loads(tile: Tile, real: Any, ahead: int) -> Any:
+    """Return the device function (i, place, kept, room, source) that loads the i-th row, place[1] its begin, to `kept`.
+
+    With `ahead` rows lie in either half of `kept` by turns. `room` columns from the thread's first are there.
+    """
+    columns, run, load = tile.columns, tile.run, load_run(tile, real)
+    _, beside, _, column_of = places_to_finish(tile)
+
+    @device
+    def load_one(q, given):
+        i, place, kept, room, source = given
+        column = int32(column_of(q * run))
+        load(source, place[1] + beside() + column, int32(room - column), kept, (i & ahead) * columns + q * run)
+
+    load_all = written_out(columns // run, load_one)
+
+    @device
+    def load_row(i, place, kept, room, source):
+        load_all((i, place, kept, room, source))
+
+    return load_row
+
+
+def row_of_results(tile: Tile, real: Any, finish: Any, leaves: Sequence[bool], reads: bool, ahead: int) -> Any:
+    """Return the device function (i, present, place, kept, room, results, state) that finishes and stores the i-th row.
+
+    The matrix has `present` of the thread's columns from its first one on, none of a row outside; see `over_tile`.
+    """
+    columns, run, zero, store = tile.columns, tile.run, real(0), store_run(tile, real)
+    _, beside, _, column_of = places_to_finish(tile)
+    first, second, third = (*leaves, False, False)[:3]
+    # which of the results stand for the second and third where there are fewer
+    other, last, size = min(1, len(leaves) - 1), min(2, len(leaves) - 1), 3 * run
+
+    @device
+    def finish_number(e, given):
+        q, i, present, place, kept, room, left, state = given
+        column = int32(column_of(q * run + e))
+        number = kept[(i & ahead) * columns + q * run + e] if reads else zero
+        numbers = finish(i, q * run + e, column < present, column < room, beside() + column, place, number, state)
+        left[e], left[run + e], left[2 * run + e] = numbers[0], numbers[other], numbers[last]
+
+    finish_run = written_out(run, finish_number)
+
+    @device
+    def leave_one(q, given):
+        i, present, place, kept, room, results, state = given
+        left = cuda.local.array(size, real)
+        finish_run((q, i, present, place, kept, room, left, state))
+        column = int32(column_of(q * run))
+        at, inside = place[0] + beside() + column, int32(present - column)
+        if first:
+            store(left, int32(0), results[0], at, inside)
+        if second:
+            store(left, int32(run), results[other], at, inside)
+        if third:
+            store(left, int32(2 * run), results[last], at, inside)
+
+    leave_all = written_out(columns // run, leave_one)
+
+    @device
+    def leave_row(i, present, place, kept, room, results, state):
+        leave_all((i, present, place, kept, room, results, state))
+
+    return leave_row
+
+
+def over_tile(
+    tile: Tile, real: Any, of_row: Any, finish: Any, *, leaves: Sequence[bool] = (True,), reads: bool = False
+) -> Any:
+    """Return the device function (valid, wide, source, results, state) that goes over what a thread finishes of a tile.
+
+    Parameters
+    ----------
+    tile, real
+        The tile and its numbers' precision.
+    of_row : (r, state) -> tuple of int64
+        Where the tile's row r begins in the results, where in the source, and what else `finish` needs to know of it;
+        called once a row. In place of rows below the last valid one that is taken again.
+    finish : (i, j, inside, across, c, place, given, state) -> tuple of numbers
+        What a number turns into, for each result: it is acc[i, j] of the thread, of column c in a row that begins at
+        `place`; `inside` tells whether the matrix has it, and `across` whether it has at least the column; `given` is
+        the source's number, zero outside.
+    leaves : sequence of bool
+        Which of the results, at most three, are stored.
+    reads : bool
+        Whether there is a source. A thread waits for the loads of a row at once; where it finishes few rows, so that it
+        has registers for it, it loads the next one meanwhile.
+    """
+    top, beside, row_of, _ = places_to_finish(tile)
+    rows, ahead = tile.finished, int(tile.groups > 1 and reads)
+    size = (1 + ahead) * tile.columns if reads else 1
+    load_row, leave_row = row_of_loads(tile, real, ahead), row_of_results(tile, real, finish, leaves, reads, ahead)
+
+    @device
+    def begin(i, kept, valid, room, source, state):
+        place = of_row(min(int32(top() + row_of(i)), int32(valid - 1)), state)
+        if reads:
+            load_row(i, place, kept, room, source)
+        return place
+
+    @device
+    def row(i, place, kept, valid, room, source, results, state):
+        following = begin(int32(i + 1), kept, valid, room, source, state) if ahead and i + 1 < rows else place
+        present = room if int32(top() + row_of(i)) < valid else int32(0)
+        leave_row(i, present, place, kept, room, results, state)
+        return following if ahead or i + 1 == rows else begin(int32(i + 1), kept, valid, room, source, state)
+
+    @device
+    def go_over(valid, wide, source, results, state):
+        kept, room = cuda.local.array(size, real), int32(wide - beside())
+        place = begin(int32(0), kept, valid, room, source, state)
+        place = row(int32(0), place, kept, valid, room, source, results, state)
+        if rows > 1:
+            place = row(int32(1), place, kept, valid, room, source, results, state)
+        if rows > 2:
+            place = row(int32(2), place, kept, valid, room, source, results, state)
+            place = row(int32(3), place, kept, valid, room, source, results, state)
+        if rows > 4:
+            place = row(int32(4), place, kept, valid, room, source, results, state)
+            place = row(int32(5), place, kept, valid, room, source, results, state)
+            place = row(int32(6), place, kept, valid, room, source, results, state)
+            row(int32(7), place, kept, valid, room, source, results, state)
+
+    return go_over
