@@ -6,6 +6,7 @@ leave some of them nothing, and that are empty.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,17 @@ TILES = [tile._replace(groups=groups) for tile, choices in layout.GROUPS.items()
 # rows, terms of a sum, columns
 SHAPES = [(1, 1, 1), (70, 37, 67), (129, 9, 33), (3, 0, 5), (64, 96, 64)]
 ON_ALL = pytest.mark.parametrize("tile", TILES, ids=lambda tile: "x".join(map(str, tile)))
-RAGGED = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+
+
+def on_all_shapes(check: Callable[..., None]) -> Callable[..., None]:
+    """Return the test that makes a check of each shape: together, so that each kernel is compiled once."""
+
+    def test(tile: Tile) -> None:
+        for shape in SHAPES:
+            check(tile, shape)
+
+    test.__name__ = check.__name__
+    return ON_ALL(test)
 
 
 def real_of(tile: Tile) -> Any:
@@ -41,8 +52,7 @@ def run(kernel: Kernel, blocks: tuple[int, int], *arguments: Any) -> None:
     Interpreter().launch(kernel, blocks, *arguments)
 
 
-@RAGGED
-@ON_ALL
+@on_all_shapes
 def test_the_gradient_of_a_layers_input(tile: Tile, shape: tuple[int, int, int]) -> None:
     rows, terms, columns = shape
     da, weight, slope = numbers(tile, rows, terms), numbers(tile, terms, columns), numbers(tile, rows, columns)
@@ -52,8 +62,7 @@ def test_the_gradient_of_a_layers_input(tile: Tile, shape: tuple[int, int, int])
     np.testing.assert_array_equal(result.array, da @ weight * slope)
 
 
-@RAGGED
-@ON_ALL
+@on_all_shapes
 def test_parts_of_the_gradient_of_the_latents(tile: Tile, shape: tuple[int, int, int]) -> None:
     rows, terms, columns = shape
     parts, piece, da, weight = 3, 16, numbers(tile, rows, terms), numbers(tile, columns, terms)
@@ -67,10 +76,13 @@ def test_parts_of_the_gradient_of_the_latents(tile: Tile, shape: tuple[int, int,
         np.testing.assert_array_equal(result.array[part], da[:, own] @ weight[:, own].T)
 
 
-@pytest.mark.parametrize("upstream", [False, True])
-@RAGGED
-@ON_ALL
-def test_the_gradients_of_weight_and_bias(tile: Tile, shape: tuple[int, int, int], upstream: bool) -> None:
+@on_all_shapes
+def test_the_gradients_of_weight_and_bias(tile: Tile, shape: tuple[int, int, int]) -> None:
+    for upstream in (False, True):
+        assert_gradients_of_weight_and_bias(tile, shape, upstream)
+
+
+def assert_gradients_of_weight_and_bias(tile: Tile, shape: tuple[int, int, int], upstream: bool) -> None:
     outputs, rows, inputs = shape
     da, h, g = numbers(tile, rows, outputs), numbers(tile, rows, inputs), numbers(tile, rows + 2)
     result = DeviceMemory(np.empty(outputs * (inputs + 1), da.dtype), written=False)
@@ -82,8 +94,7 @@ def test_the_gradients_of_weight_and_bias(tile: Tile, shape: tuple[int, int, int
     np.testing.assert_array_equal(result.array, expected)
 
 
-@RAGGED
-@ON_ALL
+@on_all_shapes
 def test_a_layers_output(tile: Tile, shape: tuple[int, int, int]) -> None:
     rows, terms, columns = shape
     h, weight, bias = numbers(tile, rows, terms), numbers(tile, columns, terms), numbers(tile, columns)
@@ -96,8 +107,7 @@ def test_a_layers_output(tile: Tile, shape: tuple[int, int, int]) -> None:
     np.testing.assert_array_equal(slope.array, a > 0)
 
 
-@RAGGED
-@ON_ALL
+@on_all_shapes
 def test_the_last_layers_errors(tile: Tile, shape: tuple[int, int, int]) -> None:
     (rows, terms, columns), n = shape, 7
     h, weight, bias = numbers(tile, rows, terms), numbers(tile, columns, terms), numbers(tile, columns)

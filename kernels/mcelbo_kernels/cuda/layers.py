@@ -14,7 +14,7 @@ from mcelbo_kernels.cuda.epilogue import over_tile
 from mcelbo_kernels.cuda.operands import along_sum
 from mcelbo_kernels.cuda.product import product, shared_size
 from mcelbo_kernels.cuda.seam import ALIGNED, Kernel, cuda, device, int32, int64, pointer
-from mcelbo_kernels.cuda.tile import GAP, Tile, group_of, places, places_to_finish
+from mcelbo_kernels.cuda.tile import GAP, LARGE, Tile, group_of, places, places_to_finish
 
 # What the loop of a product does not need waits in shared memory, because the loop takes all registers.
 WAITING = 2
@@ -98,19 +98,24 @@ def hidden(spec: Hidden) -> Kernel:
     rows, columns, height, size, numbers = tile.rows, tile.columns, tile.height, shared_size(tile), pointer(real)
     multiply = product(tile, real, *(along_sum(length, tile, real) for length in (height, tile.width)))
     find, start, activate = position(tile), bias_start(tile, real), activation(spec.activation, real)
-    find_data = data_of_rows(tile)
+    find_data, zero = data_of_rows(tile), real(0)
+    # the large tile leaves no registers for a row of centres
+    early = centred and tile != LARGE
 
     @device
     def row(r, state):
-        datum, _acc, first, column, outputs, _parameter = state
+        datum, _acc, first, column, outputs, _parameter, _centres = state
         return (first + r) * outputs + column, (int64(datum[r]) if centred else int64(0)) * outputs + column
 
     @device
     def finish(i, j, inside, across, c, place, centre, state):
-        value, derivative = activate(state[1][i, j], state[5])
-        return value - centre if centred else value, derivative
+        _datum, acc, _first, _column, _outputs, parameter, centres = state
+        value, derivative = activate(acc[i, j], parameter)
+        if centred:
+            value -= centre if early else (centres[place[1] + c] if inside else zero)
+        return value, derivative
 
-    leave_all = over_tile(tile, real, row, finish, leaves=(True, gradient), reads=centred)
+    leave_all = over_tile(tile, real, row, finish, leaves=(True, gradient), reads=early)
 
     def kernel(h, weight, bias, parameter, result, slope, centre, n, begin, count, inputs, outputs):
         shared = cuda.shared.array(size, real, ALIGNED)
@@ -125,7 +130,8 @@ def hidden(spec: Hidden) -> Kernel:
         start(acc, bias, column, wide)
         multiply(acc, shared, (h, first, valid, stride), (weight, column, wide, stride), 0, inputs)
         first, column = waiting[0], waiting[1]
-        leave_all(valid, wide, centre, (result, slope), (datum, acc, first, column, outputs, parameter))
+        state = datum, acc, first, column, outputs, parameter, centre
+        leave_all(valid, wide, centre, (result, slope), state)
 
     signature = (*[numbers] * 3, real, *[numbers] * 3, int64, int64, int64, int32, int32)
     return Kernel(f"hidden {spec}", kernel, signature, tile.threads, tile.blocks(real, True))
