@@ -62,13 +62,14 @@ def form(spec: Form) -> Kernel:
     @device
     def finish(i, j, inside, across, c, place, given, state):
         acc, totals, _datum, _first, _column, _size, delta, a, result = state
-        coupling = a[place[1] + c] if inside else zero
-        half = acc[i, j] - coupling
+        derivative = zero
         if inside:
+            coupling = a[place[1] + c]
+            half = acc[i, j] - coupling
             totals[i] += delta[place[0] + c] * (half - coupling)
-        derivative = half + half
-        if gradient and slope and inside:
-            derivative *= result[place[0] + c]
+            derivative = half + half
+            if gradient and slope:
+                derivative *= result[place[0] + c]
         return (derivative,)
 
     add_all = over_tile(tile, real, row, finish, leaves=(gradient,))

@@ -75,10 +75,10 @@ class Tile(NamedTuple):
         """Return how many blocks are to fit a multiprocessor, which bounds the registers of a thread.
 
         128 hold a tile of 8 x 8 and what multiplies it. Some epilogues spill beside that, so that tiles which are there
-        to keep all multiprocessors busy, rather than each of them, may take 160. Groups finish few rows each and do not
-        spill, but for `crowded` kernels.
+        to keep all multiprocessors busy, rather than each of them, may take 160. Four groups finish few rows each, and
+        do not spill, but for `crowded` kernels.
         """
-        few = not crowded if self.groups > 1 else self.threads > 128
+        few = self.threads > 128 and not (crowded and self.groups > 1)
         return max(1, int(REGISTERS // (self.threads * (128 if few else 160) * real.bitwidth // 32)))
 
 
