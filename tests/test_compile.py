@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
 from numba import config
 
 import mcelbo_kernels
-from mcelbo_kernels._compile import OTHER_VERSIONS_KEPT, hash_of_sources, inline, jit, prune, reducing
+from mcelbo_kernels._compile import OTHER_VERSIONS_KEPT, _Files, hash_of_sources, inline, jit, prune, reducing
 
 PACKAGE = Path(mcelbo_kernels.__file__).parent
 
@@ -102,6 +105,26 @@ def test_damaged_cache_is_compiled_anew(package: Path, tmp_path: Path) -> None:
     for file in Path(directory).iterdir():
         file.write_bytes(file.read_bytes()[:5])
     assert use(package, NUMBA_CACHE_DIR=cache) == (directory, 0, 1)
+
+
+def test_processes_that_compile_at_once_find_what_each_of_them_kept(tmp_path: Path) -> None:
+    both = Barrier(2, timeout=30)
+
+    class Files(_Files):
+        """Neither process writes before both have looked at what is there."""
+
+        def _dump(self, obj: Any) -> Any:
+            both.wait()
+            return super()._dump(obj)
+
+    def files(kind: type[_Files]) -> _Files:
+        return kind(cache_path=str(tmp_path), filename_base="kernel", source_stamp="")
+
+    keys = "float32", "float64"
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda key: files(Files).save(key, f"machine code for {key}"), keys))
+    assert [files(_Files).load(key) for key in keys] == [f"machine code for {key}" for key in keys]
+    assert files(_Files).load("int32") is None
 
 
 def test_hash_changes_with_any_source(package: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numba
 from numba.core import config
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
 from numba.misc.appdirs import AppDirs
 
@@ -130,10 +130,35 @@ class _Implementation(CompileResultCacheImpl):
         self._filename_base = self.get_filename_base(function.__qualname__, "")
 
 
+class _Files(IndexDataCacheFile):
+    """numba's, with a file for every key in place of an index.
+
+    Of two processes that compile a function at once for different types, both may take the same number from an index,
+    and one would be handed the other's machine code.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        self._save_data(self._name_of(key), (key, data))
+
+    def load(self, key: Any) -> Any:
+        with suppress(FileNotFoundError):
+            kept, data = self._load_data(self._name_of(key))
+            return data if kept == key else None
+        return None
+
+    def _name_of(self, key: Any) -> str:
+        return str(self._data_name(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")))
+
+
 class _KernelCache(FunctionCache):
     """numba's, to which a file that cannot be read or written is a file that is not there."""
 
     _impl_class = _Implementation
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        name, stamp = self._impl.filename_base, self._impl.locator.get_source_stamp()
+        self._cache_file = _Files(cache_path=self._cache_path, filename_base=name, source_stamp=stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         with suppress(OSError, EOFError, pickle.UnpicklingError):
