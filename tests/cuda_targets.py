@@ -27,8 +27,8 @@ CAPABILITY = (8, 0)
 class DeviceMemory(Memory):
     """Numbers in a device's memory, with the attributes that a `Problem` asks for."""
 
-    def __init__(self, array: NDArray[Any], written: bool = True) -> None:
-        super().__init__(np.ascontiguousarray(array), written)
+    def __init__(self, array: NDArray[Any], written: bool = True, begin: int = 0) -> None:
+        super().__init__(np.ascontiguousarray(array), written, begin)
         self.shape, self.dtype = self.array.shape, self.array.dtype
 
     def __len__(self) -> int:

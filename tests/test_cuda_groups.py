@@ -32,7 +32,11 @@ def on_all_shapes(check: Callable[..., None]) -> Callable[..., None]:
 
     def test(tile: Tile) -> None:
         for shape in SHAPES:
-            check(tile, shape)
+            try:
+                check(tile, shape)
+            except Exception as error:
+                error.add_note(f"{shape=}")
+                raise
 
     test.__name__ = check.__name__
     return ON_ALL(test)

@@ -20,10 +20,11 @@ class Memory:
     ----------
     array : the numbers
     written : (*array.shape, itemsize), of each byte whether it may be read
+    begin : which number the argument points to
     """
 
-    def __init__(self, array: Array, written: bool = True) -> None:
-        self.array, self.written = array, np.full((*array.shape, array.itemsize), written)
+    def __init__(self, array: Array, written: bool = True, begin: int = 0) -> None:
+        self.array, self.written, self.begin = array, np.full((*array.shape, array.itemsize), written), begin
 
 
 class _Argument(NamedTuple):
@@ -101,7 +102,7 @@ def _values(leaf: _Argument, pointer: int) -> list[int]:
     """Return a pointer alone, or meminfo, parent, number and size of elements, pointer, shape and strides."""
     array = leaf.array
     if leaf.memory is not None:
-        return [pointer]
+        return [pointer + leaf.memory.begin * array.itemsize]
     return [0, 0, array.size, array.itemsize, pointer, *array.shape, *array.strides]
 
 

@@ -43,11 +43,10 @@ def written_out(count: int, body: Any) -> Any:
 def load_run(tile: Tile, real: Any) -> Any:
     """Return the device function (source, at, room, kept, to): kept[to + e] = source[at + e], zero from e = room on."""
     run, each, zero = tile.run, VECTOR * 8 // real.bitwidth, real(0)
-    vectors = run % each == 0
 
     @device
     def load(source, at, room, kept, to):
-        if vectors and run <= room and is_aligned(source, at):
+        if run <= room and is_aligned(source, at):
             for first in range(0, run, each):
                 numbers = load_vector(source, at + first)
                 for e in range(each):
@@ -62,11 +61,11 @@ def load_run(tile: Tile, real: Any) -> Any:
 def store_run(tile: Tile, real: Any) -> Any:
     """Return the device function (kept, of, target, at, room): target[at + e] = kept[of + e] for e < room."""
     run, each = tile.run, VECTOR * 8 // real.bitwidth
-    vectors, four = run % each == 0, each == 4
+    four = each == 4
 
     @device
     def store(kept, of, target, at, room):
-        if vectors and run <= room and is_aligned(target, at):
+        if run <= room and is_aligned(target, at):
             for first in range(0, run, each):
                 e = of + first
                 if four:
@@ -163,7 +162,7 @@ def over_tile(
     finish : (i, j, inside, across, c, place, given, state) -> tuple of numbers
         What a number turns into, for each result: it is acc[i, j] of the thread, of column c in a row that begins at
         `place`; `inside` tells whether the matrix has it, and `across` whether it has at least the column; `given` is
-        the source's number, zero outside.
+        the source's number, zero behind the last column, and that of the last valid row below it.
     leaves : sequence of bool
         Which of the results, at most three, are stored.
     reads : bool

@@ -23,7 +23,7 @@ BYTES_OF_A_CHUNK = 32 << 20
 FEWEST_ROWS, MOST_BYTES = 1024, 256 << 20
 MOST_ROWS = 1 << 20
 # Of an H100; and two blocks for each, and four warps for each of its schedulers, as a lone warp waits in every second
-# cycle for what it began before. Groups, which have fewer registers, gain nothing where there are so many warps without
+# cycle for what it began before. Groups gain nothing where there are so many warps without
 # them: measured on an H200.
 MULTIPROCESSORS, WARP = 132, 32
 ENOUGH_BLOCKS, ENOUGH_WARPS, WARPS_WITHOUT_GROUPS = 2 * MULTIPROCESSORS, 16 * MULTIPROCESSORS, 6 * MULTIPROCESSORS

@@ -31,8 +31,8 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
     (start_l, fetch_l, put_l, share_l), (start_r, fetch_r, put_r, share_r) = left, right
     outer_add, place, group, add_groups = outer_product(tile), places(tile), group_of(tile), sum_of_groups(tile, real)
     top_of, left_of = place.top, place.left
-    # threads of groups have fewer registers, of which one operand at a time takes half as many as both; that there are
-    # other groups leaves it the time to come
+    # threads of four groups have fewer registers, of which one operand at a time takes half as many as both; that there
+    # are other groups leaves it the time to come
     halves, zero = groups > 1, real(0)
 
     @device
@@ -115,7 +115,7 @@ def sum_of_groups(tile: Tile, real: Any) -> Any:
             for j in range(half):
                 shared[own * of_group + i * members * half + at + j] = move(acc[i, column + j])
         cuda.syncthreads()
-        at += own * finished * half * members
+        at += own * finished * members * half
         for i in range(finished):
             for j in range(half):
                 total = shared[at + i * members * half + j]

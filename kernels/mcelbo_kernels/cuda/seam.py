@@ -103,7 +103,7 @@ def pointer(kind: Any) -> Any:
 
 
 def intrinsic(generate: Callable[..., Any]) -> Any:
-    """Make a function of what returns its signature and what writes its code; the simulator never calls one."""
+    """Make a function of what returns its signature and what writes its code; in the simulator nothing is aligned."""
     if SIMULATED:
         return lambda *_: False
     from numba.cuda.extending import intrinsic as made

@@ -28,7 +28,7 @@ class Tile(NamedTuple):
     Attributes
     ----------
     rows, columns : int
-        Of a thread.
+        Of a thread, even numbers.
     down, across : int
         Threads of a group, powers of two.
     groups : int
@@ -78,7 +78,7 @@ class Tile(NamedTuple):
         to keep all multiprocessors busy, rather than each of them, may take 160. Four groups finish few rows each, and
         do not spill, but for `crowded` kernels.
         """
-        few = self.threads > 128 and not (crowded and self.groups > 1)
+        few = self.threads > 128 and (self.groups == 1 or not crowded)
         return max(1, int(REGISTERS // (self.threads * (128 if few else 160) * real.bitwidth // 32)))
 
 

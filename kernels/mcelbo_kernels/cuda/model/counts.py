@@ -59,12 +59,13 @@ OF_A_SLICE = {
     SMALL_DOUBLE: Count(0, 107),
     NARROW_DOUBLE: Count(0, 116),
 }
-# More where there are groups, whose few registers do not keep all addresses; and for a run of numbers of their sum.
+# More where there are groups, whose registers do not keep all addresses; and for a run of numbers of their sum.
 OF_A_SLICE_OF_GROUPS, OF_A_RUN = Count(0, 35), Count(0, 2)
 OF_A_TILE, OF_A_LAST_TILE = Count(0, 300), Count(16, 200, 2)
 # For a number of a product that is only stored, or multiplied by a slope first; for a number of da in a bias's sum.
 OF_A_NUMBER, OF_A_SLOPE, OF_A_BIAS = Count(1, 2), Count(1, 4), Count(1)
-# The squared error of a cell and what is kept of it, without and with its derivative; a pixel weight more.
+# The squared error of a cell and what is kept of it, without and with its derivative, with pixels loaded at once; a
+# pixel's weight more.
 OF_A_CELL = {False: Count(2, 3), True: Count(3, 5)}
 OF_A_WEIGHT = Count(2, 9)
 # In a layer before the last.
