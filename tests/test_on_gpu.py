@@ -103,6 +103,17 @@ def test_pixels_of_zero_and_one(device: torch.device) -> None:
         compare(loss, device, decoder=decoder)
 
 
+@pytest.mark.parametrize("begin", [1, 2, 3])
+def test_pixels_that_begin_between_multiples_of_16_bytes(begin: int, device: torch.device) -> None:
+    def loss(i: Inputs, **draw: Any) -> torch.Tensor:
+        x = torch.cat([i.x.new_zeros(begin), i.x.flatten()])[begin:].view_as(i.x)
+        assert x.is_contiguous()
+        assert x.data_ptr() % 16 == 4 * begin
+        return expected_squared_error(i._replace(x=x), **draw)
+
+    compare(loss, device)
+
+
 def test_a_closed_form_without_kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "obstacle", lambda device: "nothing is installed")
     compare(elbo, device, decoder="identity", stand_in=False, draw={"sampler": "exact"})
