@@ -100,27 +100,23 @@ def sum_of_groups(tile: Tile, real: Any) -> Any:
 
     The buffers have room for half of the columns at once.
     """
-    rows, groups, members, finished, half = tile.rows, tile.groups, tile.members, tile.finished, tile.columns // 2
-    group, move, last, of_group = (
-        group_of(tile),
-        moved(real),
-        tile.members - 1,
-        tile.rows * tile.members * (tile.columns // 2),
-    )
+    rows, groups, finished, half = tile.rows, tile.groups, tile.finished, tile.columns // 2
+    group, move, last, of_row = group_of(tile), moved(real), tile.members - 1, tile.members * half
+    of_group = rows * of_row
 
     @device
     def exchange(acc, shared, column):
         own, at = group(), (cuda.threadIdx.x & last) * half
         for i in range(rows):
             for j in range(half):
-                shared[own * of_group + i * members * half + at + j] = move(acc[i, column + j])
+                shared[own * of_group + i * of_row + at + j] = move(acc[i, column + j])
         cuda.syncthreads()
-        at += own * finished * members * half
+        at += own * finished * of_row
         for i in range(finished):
             for j in range(half):
-                total = shared[at + i * members * half + j]
+                total = shared[at + i * of_row + j]
                 for other in range(1, groups):
-                    total += shared[at + other * of_group + i * members * half + j]
+                    total += shared[at + other * of_group + i * of_row + j]
                 acc[i, column + j] = total
         cuda.syncthreads()
 
