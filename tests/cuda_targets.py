@@ -35,13 +35,18 @@ class DeviceMemory(Memory):
         return len(self.array)
 
 
-@cache
-def compiled(kernel: Kernel, capability: tuple[int, int] = CAPABILITY) -> Program:
-    """Return the program that a kernel compiles to."""
+def text_of(kernel: Kernel, capability: tuple[int, int] = CAPABILITY) -> str:
+    """Return the PTX that a kernel compiles to."""
     with pytest.MonkeyPatch.context() as patch:
         # device functions ask the current device what to be compiled for
         patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=capability))
-        return load(ptx_of(kernel, capability))
+        return ptx_of(kernel, capability)
+
+
+@cache
+def compiled(kernel: Kernel, capability: tuple[int, int] = CAPABILITY) -> Program:
+    """Return the program that a kernel compiles to."""
+    return load(text_of(kernel, capability))
 
 
 class Interpreter:
