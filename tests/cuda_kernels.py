@@ -31,7 +31,8 @@ TILES = {
 }
 DOUBLE = [tile for tile in TILES if tile._replace(groups=1) in (SMALL_DOUBLE, NARROW_DOUBLE)]
 SMALLER = [tile for tile in TILES if tile._replace(groups=1) in (SMALL, NARROW)]
-TILED = [(tile, float64 if tile in DOUBLE else float32) for tile in TILES]
+REAL_OF = {tile: float64 if tile in DOUBLE else float32 for tile in TILES}
+TILED = list(REAL_OF.items())
 OUTPUTS = [(name, cell) for cell, family in cells.BY_NAME.items() for name in family.outputs or ACTIVATIONS]
 # gradient, weighted, by_data, by_weight: each of the last two is a gradient, by_weight that of the weights
 FLAGS = [flags for flags in product((False, True), repeat=4) if flags[0] >= max(flags[2:]) and flags[1] >= flags[3]]
@@ -76,7 +77,7 @@ def _tiled(options: Sequence[Any]) -> Iterator[tuple[tuple[Tile, Any], Any]]:
     """Yield each option with the large tile, and with a smaller one of each precision, by turns."""
     for turn, option in enumerate(options):
         for tile in (LARGE, SMALLER[turn % len(SMALLER)], DOUBLE[(turn + 1) % len(DOUBLE)]):
-            yield (tile, float64 if tile in DOUBLE else float32), option
+            yield (tile, REAL_OF[tile]), option
 
 
 def _hidden() -> Iterator[Case]:

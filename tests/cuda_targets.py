@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.absent_device import compiling_for
 from tests.ptx import Memory, Program, launch, load
 
 pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles the CUDA kernels, is not installed")
-
-from numba.cuda import dispatcher
 
 from mcelbo_kernels.cuda import schedule
 from mcelbo_kernels.cuda.seam import Kernel, flat, ptx_of
@@ -37,9 +35,7 @@ class DeviceMemory(Memory):
 
 def text_of(kernel: Kernel, capability: tuple[int, int] = CAPABILITY) -> str:
     """Return the PTX that a kernel compiles to."""
-    with pytest.MonkeyPatch.context() as patch:
-        # device functions ask the current device what to be compiled for
-        patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=capability))
+    with compiling_for(capability):
         return ptx_of(kernel, capability)
 
 

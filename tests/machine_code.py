@@ -15,11 +15,10 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import NamedTuple
-from unittest.mock import patch
 
 from mcelbo_kernels.cuda.seam import SIMULATED, Kernel, ptx_of
+from tests.absent_device import compiling_for
 from tests.control_flow import Block, Instruction, blocks_of, interior, share
 
 CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0))
@@ -63,9 +62,7 @@ def available() -> bool:
 
 def compiled(kernel: Kernel, capability: tuple[int, int]) -> MachineCode:
     """Compile a kernel for a compute capability."""
-    # numba compiles device functions for the current device
-    device = SimpleNamespace(compute_capability=capability)
-    with patch("numba.cuda.dispatcher.get_current_device", return_value=device):
+    with compiling_for(capability):
         ptx = ptx_of(kernel, capability)
     with TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from tests.cuda_targets import DeviceMemory, Interpreter, text_of
 
 from mcelbo_kernels.cuda.epilogue import over_tile  # isort: skip
-from mcelbo_kernels.cuda.seam import Kernel, cuda, device, float32, float64, int32, pointer  # isort: skip
+from mcelbo_kernels.cuda.seam import Kernel, cuda, device, float32, int32, pointer  # isort: skip
 from mcelbo_kernels.cuda.tile import NARROW, SMALL, SMALL_DOUBLE, Tile, places_to_finish  # isort: skip
+from tests.cuda_kernels import REAL_OF  # isort: skip
 
-TILES = {NARROW: float32, SMALL._replace(groups=4): float32, SMALL_DOUBLE: float64}
+TILES = (NARROW, SMALL._replace(groups=4), SMALL_DOUBLE)
 
 
 @cache
@@ -63,7 +64,7 @@ def finishing(tile: Tile, real: Any, reads: bool) -> Kernel:
 def test_numbers_of_the_matrix_are_read_and_left_wherever_they_lie(
     tile: Tile, reads: bool, data: st.DataObject
 ) -> None:
-    real = np.float32 if TILES[tile] == float32 else np.float64
+    real = np.float32 if REAL_OF[tile] == float32 else np.float64
     rows = data.draw(st.integers(1, tile.height), "rows")
     columns = data.draw(st.integers(1, tile.width) | st.integers(1, tile.width // 4).map(lambda n: 4 * n), "columns")
     offset = data.draw(st.integers(0, 5), "offset")
@@ -77,7 +78,7 @@ def test_numbers_of_the_matrix_are_read_and_left_wherever_they_lie(
     times, twice = results(begins[1]), results(begins[2])
     tallies = DeviceMemory(np.empty((tile.threads, 2), real), written=False)
     given = held if reads else None, times, None, twice if reads else None, tallies, offset, rows, columns
-    Interpreter().launch(finishing(tile, TILES[tile], reads), (1, 1), *given)
+    Interpreter().launch(finishing(tile, REAL_OF[tile], reads), (1, 1), *given)
     names = 100 * np.arange(rows)[:, None] + np.arange(columns)
     expected = [(times, names * source), (twice, 2 * source)] if reads else [(times, names)]
     for result, numbers in expected:
@@ -89,7 +90,7 @@ def test_numbers_of_the_matrix_are_read_and_left_wherever_they_lie(
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_there_are_vectors(tile: Tile) -> None:
-    text = text_of(finishing(tile, TILES[tile], True))
-    kind = "v4.f32" if TILES[tile] == float32 else "v2.f64"
+    text = text_of(finishing(tile, REAL_OF[tile], True))
+    kind = "v4.f32" if REAL_OF[tile] == float32 else "v2.f64"
     assert f"ld.global.{kind}" in text
     assert f"st.global.{kind}" in text

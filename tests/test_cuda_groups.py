@@ -18,7 +18,8 @@ from tests.test_cuda_schedule import assert_right, layout_is_kept_by_kind, stack
 
 from mcelbo_kernels.cuda import backward, layers, layout, quadratic  # isort: skip
 from mcelbo_kernels.cuda.seam import Kernel, float32, float64  # isort: skip
-from mcelbo_kernels.cuda.tile import LARGE, NARROW, NARROW_DOUBLE, SMALL, SMALL_DOUBLE, Tile  # isort: skip
+from mcelbo_kernels.cuda.tile import LARGE, NARROW, SMALL, Tile  # isort: skip
+from tests.cuda_kernels import REAL_OF  # isort: skip
 
 Array = Any
 TILES = [tile._replace(groups=groups) for tile, choices in layout.GROUPS.items() for groups in choices if groups > 1]
@@ -42,14 +43,10 @@ def on_all_shapes(check: Callable[..., None]) -> Callable[..., None]:
     return ON_ALL(test)
 
 
-def real_of(tile: Tile) -> Any:
-    return float64 if tile._replace(groups=1) in (SMALL_DOUBLE, NARROW_DOUBLE) else float32
-
-
 def numbers(tile: Tile, *shape: int) -> Array:
     """Small integers, of which all sums are exact in any order."""
     rng = np.random.default_rng(sum(shape))
-    return rng.integers(-4, 5, shape).astype(np.float64 if real_of(tile) == float64 else np.float32)
+    return rng.integers(-4, 5, shape).astype(np.float64 if REAL_OF[tile] == float64 else np.float32)
 
 
 def run(kernel: Kernel, blocks: tuple[int, int], *arguments: Any) -> None:
@@ -61,7 +58,7 @@ def test_the_gradient_of_a_layers_input(tile: Tile, shape: tuple[int, int, int])
     rows, terms, columns = shape
     da, weight, slope = numbers(tile, rows, terms), numbers(tile, terms, columns), numbers(tile, rows, columns)
     blocks, result = layout.tiles(tile, rows, columns), DeviceMemory(slope.copy())
-    kernel = backward.backward(backward.Backward(tile, real_of(tile), True))
+    kernel = backward.backward(backward.Backward(tile, REAL_OF[tile], True))
     run(kernel, (blocks, 1), DeviceMemory(da), DeviceMemory(weight), result, rows, columns, terms, terms)
     np.testing.assert_array_equal(result.array, da @ weight * slope)
 
@@ -71,7 +68,7 @@ def test_parts_of_the_gradient_of_the_latents(tile: Tile, shape: tuple[int, int,
     rows, terms, columns = shape
     parts, piece, da, weight = 3, 16, numbers(tile, rows, terms), numbers(tile, columns, terms)
     result = DeviceMemory(np.empty((parts, rows, columns), da.dtype), written=False)
-    kernel = backward.backward(backward.Backward(tile, real_of(tile), False, transposed=True))
+    kernel = backward.backward(backward.Backward(tile, REAL_OF[tile], False, transposed=True))
     blocks = layout.tiles(tile, rows, columns), parts
     run(kernel, blocks, DeviceMemory(da), DeviceMemory(weight), result, rows, columns, terms, piece)
     assert result.written.all()
@@ -90,7 +87,7 @@ def assert_gradients_of_weight_and_bias(tile: Tile, shape: tuple[int, int, int],
     outputs, rows, inputs = shape
     da, h, g = numbers(tile, rows, outputs), numbers(tile, rows, inputs), numbers(tile, rows + 2)
     result = DeviceMemory(np.empty(outputs * (inputs + 1), da.dtype), written=False)
-    kernel = backward.weight_gradient(backward.WeightGradient(tile, real_of(tile), upstream))
+    kernel = backward.weight_gradient(backward.WeightGradient(tile, REAL_OF[tile], upstream))
     given = DeviceMemory(da), DeviceMemory(g) if upstream else None, DeviceMemory(h), result
     run(kernel, (layout.tiles(tile, outputs, inputs), 1), *given, 2, rows, inputs, outputs, max(8, rows))
     weighted = da * g[2:, None] if upstream else da
@@ -103,7 +100,7 @@ def test_a_layers_output(tile: Tile, shape: tuple[int, int, int]) -> None:
     rows, terms, columns = shape
     h, weight, bias = numbers(tile, rows, terms), numbers(tile, columns, terms), numbers(tile, columns)
     result, slope = (DeviceMemory(np.empty((rows, columns), h.dtype), written=False) for _ in range(2))
-    kernel = layers.hidden(layers.Hidden(tile, real_of(tile), "relu", True))
+    kernel = layers.hidden(layers.Hidden(tile, REAL_OF[tile], "relu", True))
     given = DeviceMemory(h), DeviceMemory(weight), DeviceMemory(bias), h.dtype.type(0), result, slope, None
     run(kernel, (layout.tiles(tile, rows, columns), 1), *given, 1, 0, rows, terms, columns)
     a = h @ weight.T + bias
@@ -120,7 +117,7 @@ def test_the_last_layers_errors(tile: Tile, shape: tuple[int, int, int]) -> None
     down = layout.up(columns, tile.width)
     sums = DeviceMemory(np.empty((down, rows), h.dtype), written=False)
     da, dx, dw = (DeviceMemory(np.empty((rows, columns), h.dtype), written=False) for _ in range(3))
-    kernel = layers.last(layers.Last(tile, real_of(tile), "identity", "squared_error", True, True, True, True))
+    kernel = layers.last(layers.Last(tile, REAL_OF[tile], "identity", "squared_error", True, True, True, True))
     given = DeviceMemory(h), DeviceMemory(weight), DeviceMemory(bias), h.dtype.type(0), DeviceMemory(x), DeviceMemory(w)
     place = columns, sums, da, dx, dw, n, 0, rows, terms, columns
     run(kernel, (layout.tiles(tile, rows, columns), 1), *given, *place)
@@ -140,7 +137,7 @@ def test_the_quadratic_form(tile: Tile) -> None:
     sums = DeviceMemory(np.empty((layout.up(size, tile.width), rows), delta.dtype), written=False)
     result = DeviceMemory(slope.copy())
     given = DeviceMemory(delta), DeviceMemory(g), DeviceMemory(a), sums, result
-    kernel = quadratic.form(quadratic.Form(tile, real_of(tile), True, True))
+    kernel = quadratic.form(quadratic.Form(tile, REAL_OF[tile], True, True))
     run(kernel, (layout.tiles(tile, rows, size), 1), *given, n, 0, rows, size, size)
     u, coupling = delta @ g, np.repeat(a, n, 0)
     np.testing.assert_array_equal(sums.array.sum(0), (delta * (u - 2 * coupling)).sum(1))

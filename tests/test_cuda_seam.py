@@ -5,18 +5,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mcelbo_kernels import _compile
+from tests.absent_device import compiling_for
 
 pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles the CUDA kernels, is not installed")
 
 from cuda.bindings import driver
-from numba.cuda import dispatcher
 
 from mcelbo_kernels.cuda import DeviceArray, seam, sums
 from mcelbo_kernels.cuda.seam import float32, float64, int32, int64
@@ -28,8 +27,8 @@ C_TYPES = {int32: ctypes.c_int32, int64: ctypes.c_int64, float32: ctypes.c_float
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, and a machine that compiles with no device."""
     monkeypatch.setattr(_compile, "DIRECTORY", tmp_path)
-    monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(8, 0)))
-    return tmp_path
+    with compiling_for((8, 0)):
+        yield tmp_path
 
 
 def test_machine_code_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def store_run(tile: Tile, real: Any) -> Any:
 
 
 def row_of_loads(tile: Tile, real: Any, ahead: int) -> Any:
-    """Return the device function (i, place, kept, room, source) that loads the i-th row, place[1] its begin, to `kept`.
+    """Return the device function ((i, place, kept, room, source)) that loads the i-th row, which begins at place[1].
 
     With `ahead` rows lie in either half of `kept` by turns. `room` columns from the thread's first are there.
     """
@@ -89,30 +89,22 @@ def row_of_loads(tile: Tile, real: Any, ahead: int) -> Any:
     _, beside, _, column_of = places_to_finish(tile)
 
     @device
-    def load_one(q, given):
-        i, place, kept, room, source = given
+    def load_one(q, state):
+        i, place, kept, room, source = state
         column = int32(column_of(q * run))
         load(source, place[1] + beside() + column, int32(room - column), kept, (i & ahead) * columns + q * run)
 
-    load_all = written_out(columns // run, load_one)
-
-    @device
-    def load_row(i, place, kept, room, source):
-        load_all((i, place, kept, room, source))
-
-    return load_row
+    return written_out(columns // run, load_one)
 
 
 def row_of_results(tile: Tile, real: Any, finish: Any, leaves: Sequence[bool], reads: bool, ahead: int) -> Any:
-    """Return the device function (i, present, place, kept, room, results, state) that finishes and stores the i-th row.
+    """Return the device function ((i, present, place, kept, room, results, state)) that finishes and stores a row.
 
     The matrix has `present` of the thread's columns from its first one on, none of a row outside; see `over_tile`.
     """
     columns, run, zero, store = tile.columns, tile.run, real(0), store_run(tile, real)
+    stored, count, size = tuple(leaves), len(leaves), len(leaves) * tile.run
     _, beside, _, column_of = places_to_finish(tile)
-    first, second, third = (*leaves, False, False)[:3]
-    # which of the results stand for the second and third where there are fewer
-    other, last, size = min(1, len(leaves) - 1), min(2, len(leaves) - 1), 3 * run
 
     @device
     def finish_number(e, given):
@@ -120,31 +112,28 @@ def row_of_results(tile: Tile, real: Any, finish: Any, leaves: Sequence[bool], r
         column = int32(column_of(q * run + e))
         number = kept[(i & ahead) * columns + q * run + e] if reads else zero
         numbers = finish(i, q * run + e, column < present, column < room, beside() + column, place, number, state)
-        left[e], left[run + e], left[2 * run + e] = numbers[0], numbers[other], numbers[last]
+        for k in range(count):
+            left[k * run + e] = numbers[k]
 
     finish_run = written_out(run, finish_number)
 
     @device
-    def leave_one(q, given):
+    def leave_result(k, given):
+        left, results, at, inside = given
+        if stored[k]:
+            store(left, int32(k * run), results[k], at, inside)
+
+    leave_results = written_out(count, leave_result)
+
+    @device
+    def leave_run(q, given):
         i, present, place, kept, room, results, state = given
         left = cuda.local.array(size, real)
         finish_run((q, i, present, place, kept, room, left, state))
         column = int32(column_of(q * run))
-        at, inside = place[0] + beside() + column, int32(present - column)
-        if first:
-            store(left, int32(0), results[0], at, inside)
-        if second:
-            store(left, int32(run), results[other], at, inside)
-        if third:
-            store(left, int32(2 * run), results[last], at, inside)
+        leave_results((left, results, place[0] + beside() + column, int32(present - column)))
 
-    leave_all = written_out(columns // run, leave_one)
-
-    @device
-    def leave_row(i, present, place, kept, room, results, state):
-        leave_all((i, present, place, kept, room, results, state))
-
-    return leave_row
+    return written_out(columns // run, leave_run)
 
 
 def over_tile(
@@ -178,14 +167,14 @@ def over_tile(
     def begin(i, kept, valid, room, source, state):
         place = of_row(min(int32(top() + row_of(i)), int32(valid - 1)), state)
         if reads:
-            load_row(i, place, kept, room, source)
+            load_row((i, place, kept, room, source))
         return place
 
     @device
     def row(i, place, kept, valid, room, source, results, state):
         following = begin(int32(i + 1), kept, valid, room, source, state) if ahead and i + 1 < rows else place
         present = room if int32(top() + row_of(i)) < valid else int32(0)
-        leave_row(i, present, place, kept, room, results, state)
+        leave_row((i, present, place, kept, room, results, state))
         return following if ahead or i + 1 == rows else begin(int32(i + 1), kept, valid, room, source, state)
 
     @device
