@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import pairwise
+from struct import unpack_from
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mcelbo import backends, gpu
+from mcelbo import backends
 from mcelbo.anydecoder.reduction import reduced
 from mcelbo.sobol import directions
 from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import Draw
 from tests import cuda_targets  # isort: split
 
-from mcelbo_kernels.cuda import Place, Recording
-from mcelbo_kernels.cuda.recording import substituted
+from mcelbo_kernels.cuda import Recording
+from mcelbo_kernels.cuda.seam import FORMATS, SLOT, flat
 
 
 class TorchMemory(cuda_targets.DeviceMemory):
     """A tensor's memory, which interpreted kernels read and write."""
 
-    address = 0  # of no use to whom memory itself is handed over
-
     def __init__(self, tensor: Tensor, written: bool = True) -> None:
         self.owner = tensor.detach().contiguous()
         super().__init__(self.owner.numpy(), written)
+        self.address = id(self)
 
 
 class TorchInterpreter(cuda_targets.Interpreter):
@@ -39,29 +40,43 @@ class TorchInterpreter(cuda_targets.Interpreter):
         """Return a tensor's memory."""
         return TorchMemory(tensor)
 
+    uploaded: ClassVar[dict[int, TorchMemory]] = {}
+
     def upload(self, array: Any) -> TorchMemory:
-        """Return a copy in the device's memory."""
-        return TorchMemory(torch.from_numpy(array.copy()))
+        """Return a copy in the device's memory, which stays there."""
+        copy = TorchMemory(torch.from_numpy(array.copy()))
+        self.uploaded[copy.address] = copy
+        return copy
 
-    def empty(self, count: int, dtype: Any) -> TorchMemory:
+    def empty(self, count: int | tuple[int, ...], dtype: Any) -> TorchMemory:
         """Return memory that must be written before it is read."""
-        return TorchMemory(torch.empty(count, dtype=gpu.DTYPES[np.dtype(dtype)]), written=False)
+        return TorchMemory(torch.from_numpy(np.empty(count, dtype)), written=False)
 
-    def repeat(self, recording: Recording, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Launch what was recorded, every place in memory of its own."""
-        arrays: dict[Place, Any] = {
-            place: TorchMemory(tensor)
-            for place, tensor in zip(recording.inputs, inputs, strict=True)
-            if place is not None and tensor is not None
-        }
-        made = [*recording.scratch, *[place for place in recording.results if place is not None]]
-        arrays |= {place: self.empty(len(place), place.dtype) for place in made}
-        for launch in recording.launches:
-            self.launch(launch.kernel, launch.blocks, *substituted(launch, arrays))
-        return [
-            None if place is None else arrays[place].owner.view(shape)
-            for place, shape in zip(recording.results, recording.shapes, strict=True)
-        ]
+    def repeat(
+        self, recording: Recording, inputs: Sequence[Tensor | None], numbers: Sequence[int]
+    ) -> list[Tensor | None]:
+        """Launch what was recorded, every array in memory of its own."""
+        given = [TorchMemory(tensor) for tensor in inputs if tensor is not None]
+        results = [None if place is None else self.empty(place.shape, place.dtype) for place in recording.results]
+        bases: list[Any] = [None, *given, "scratch", *[result for result in results if result is not None], *numbers]
+        of_scratch = recording.bases == 1 + len(given)
+        starts = [*sorted({*recording.constants[of_scratch].tolist()}), recording.size]
+        scratch = {start: self.empty(end - start, np.uint8) for start, end in pairwise(starts)}
+
+        def argument(kind: Any, constant: int, base: Any) -> Any:
+            if base == "scratch":
+                return scratch[constant]
+            if base is not None:
+                return base
+            if kind in FORMATS:
+                return unpack_from(FORMATS[kind], constant.to_bytes(SLOT, "little", signed=True))[0]
+            return self.uploaded.get(constant)
+
+        for kernel, blocks, first in recording.launches:
+            slots = enumerate(flat(kernel.signature), first)
+            values = [argument(kind, int(recording.constants[at]), bases[recording.bases[at]]) for at, kind in slots]
+            self.launch(kernel, blocks, *values)
+        return [None if result is None else result.owner for result in results]
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +89,12 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def inputs(
-    batch: int = 3, n: int = 6, sampler: str = "iid", weight: bool = False, eps: bool = False
+    batch: int = 3,
+    n: int = 6,
+    sampler: str = "iid",
+    weight: bool = False,
+    eps: bool = False,
+    offsets: tuple[int, int] = (0, 0),
 ) -> tuple[Any, ...]:
     """The arguments of an op: a relu layer and sigmoid output, from 3 latents to 11 and to 70 pixels."""
     generator = torch.Generator().manual_seed(3)
@@ -86,7 +106,7 @@ def inputs(
     data = (normal(batch, 70), normal(batch, 3), normal(batch, 3), normal(1, 70).abs() if weight else None)
     noise = normal(batch, n, 3) if eps else None
     activations = ["relu", "sigmoid"], [0.0, 0.0]
-    return *data, noise, layers, torch.tensor(9), "squared_error", *activations, sampler, n, 0, 0
+    return *data, noise, layers, torch.tensor(9), "squared_error", *activations, sampler, n, *offsets
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -112,6 +132,31 @@ def test_sum_of_errors(name: str) -> None:
     *sums, gradients = backends.sum_of_errors_on_gpu(*given, need)
     *expected, exact = backends.sum_of_errors_on_cpu(*given, need)
     assert_close([*sums, *gradients], [*expected, *exact])
+
+
+@pytest.mark.parametrize("sampler", ["antithetic", "sobol"])
+def test_other_offsets_repeat_what_was_recorded(sampler: str) -> None:
+    need, known = [False, True, True, False, False, True, True, True, True], set()
+    for offsets in ((0, 2), (2**31, 2), (7, 2**29 + 6)):
+        given = inputs(sampler=sampler, n=8, offsets=offsets)
+        *sums, gradients = backends.sum_of_errors_on_gpu(*given, need)
+        *expected, exact = backends.sum_of_errors_on_cpu(*given, need)
+        assert_close([*sums, *gradients], [*expected, *exact])
+        known.add(backends.recorded.cache_info().misses)
+    assert len(known) == 1
+
+
+@pytest.mark.parametrize("name", ["iid", "sobol"])
+def test_more_launches_than_are_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, need = inputs(**CASES[name], offsets=(3, 5)), [True, True, True, False, False, True, True, True, True]
+    recorded = [*backends.sum_of_errors_on_gpu(*given, need)[:3], backends.errors_on_gpu(*given)]
+    backends.recorded.cache_clear()
+    monkeypatch.setattr("mcelbo_kernels.cuda.recording.MOST_LAUNCHES", 2)
+    monkeypatch.setattr(TorchInterpreter, "repeat", None)
+    direct = [*backends.sum_of_errors_on_gpu(*given, need)[:3], backends.errors_on_gpu(*given)]
+    backends.recorded.cache_clear()
+    for one, other in zip(direct, recorded, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_only_what_is_needed() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles the CUDA kernels, is not installed")
 
-from mcelbo_kernels.cuda import DeviceArray, Place, record, seam, value_and_gradients
+from mcelbo_kernels.cuda import DeviceArray, Given, Place, record, seam, value_and_gradients
 from mcelbo_kernels.cuda.recording import BOUNDARY, Recording
 from mcelbo_kernels.problem import Activation, Draw, Layer, Need, Problem
 
@@ -67,7 +67,7 @@ def repeated(recording: Recording, inputs: list[int]) -> list[tuple[str, tuple[i
     results = [(1000 + i) << 32 for i in range(len(recording.results) - recording.results.count(None))]
     slots = recording.constants + np.array([0, *inputs, 999 << 32, *results], np.int64)[recording.bases]
     found = []
-    for kernel, blocks, first in recording.placed:
+    for kernel, blocks, first in recording.launches:
         kinds = list(seam.flat(kernel.signature))
         found.append((kernel.name, blocks, list(zip(kinds, map(int, slots[first : first + len(kinds)]), strict=True))))
     return found
@@ -99,6 +99,7 @@ def test_repeated_launches_are_a_calls_own(name: str) -> None:
         return [*moments, gradients.mu, None, gradients.layers[-1][0]]
 
     recording = record(call, [*inputs, place], [()] * 5, Log())
+    assert recording is not None
     addresses = [array.address for array in arrays_of(problem) if array is not None] + [seed.address]
     again = repeated(recording, addresses)
     assert [launch[:2] for launch in again] == [launch[:2] for launch in log.launches]
@@ -113,14 +114,46 @@ def test_repeated_launches_are_a_calls_own(name: str) -> None:
 
 
 def test_scratch_memory_is_shared_out() -> None:
+    kernel = seam.Kernel("any", lambda *_: None, (seam.pointer(seam.float32),) * 5, 32, 1)
+
     def call(target: Any) -> list[Any]:
         made = [target.empty(count, dtype) for count, dtype in ((3, REAL), (0, REAL), (100, np.float64), (5, REAL))]
+        target.launch(kernel, (1, 1), None, *made)
         return [None, made[2]]
 
     recording = record(call, [None], [(), (5, 20)], Log())
-    first, empty, last = recording.scratch
-    assert [len(place) for place in (first, empty, last)] == [3, 0, 5]
-    assert [recording.scratch[place] for place in (first, last)] == [0, BOUNDARY]
+    assert recording is not None
+    assert recording.constants.tolist() == [0, 0, BOUNDARY, 0, BOUNDARY]
+    # nothing, the scratch memory, the result
+    assert recording.bases.tolist() == [0, 1, 1, 2, 1]
     assert recording.size == 2 * BOUNDARY
-    assert [place and place.shape for place in recording.results] == [None, (100,)]
-    assert recording.shapes == [(), (5, 20)]
+    assert [place and (place.shape, place.dtype) for place in recording.results] == [None, ((5, 20), np.float64)]
+
+
+def test_a_call_of_too_many_launches_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = seam.Kernel("any", lambda *_: None, (seam.int64,), 32, 1)
+
+    def call(target: Any) -> list[Any]:
+        for number in range(3):
+            target.launch(kernel, (1, 1), number)
+        return []
+
+    monkeypatch.setattr("mcelbo_kernels.cuda.recording.MOST_LAUNCHES", 3)
+    assert record(call, [], [], Log()) is not None
+    monkeypatch.setattr("mcelbo_kernels.cuda.recording.MOST_LAUNCHES", 2)
+    assert record(call, [], [], Log()) is None
+
+
+def test_a_number_that_is_given_is_known_by_its_identity() -> None:
+    kernel = seam.Kernel("any", lambda *_: None, (seam.int64,) * 3, 32, 1)
+    numbers = Given(5), Given(5)
+
+    def call(target: Any) -> list[Any]:
+        target.launch(kernel, (1, 1), numbers[1], 5, numbers[0])
+        return []
+
+    recording = record(call, [None], [], Log(), numbers)
+    assert recording is not None
+    # nothing, the scratch memory, the numbers
+    assert recording.bases.tolist() == [3, 0, 2]
+    assert recording.constants.tolist() == [0, 5, 0]

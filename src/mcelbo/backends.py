@@ -19,6 +19,7 @@ from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Need, Problem
 
 if TYPE_CHECKING:
+    from mcelbo_kernels import cuda
     from mcelbo_kernels.cuda import Recording
 
 
@@ -147,7 +148,7 @@ def repeated(
     need: Sequence[bool] = (),
     upstream: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """Return what a function of `mcelbo_kernels.cuda` computes of an op's tensors, by launches recorded before.
+    """Return what a function of `mcelbo_kernels.cuda` computes of an op's tensors, mostly by launches recorded before.
 
     Parameters
     ----------
@@ -173,13 +174,22 @@ def repeated(
         raise TypeError("expected tensors of one dtype and a seed of int64")
     if upstream is not None and upstream.shape != (len(first), settings[-3]):
         raise ValueError(f"upstream has shape {tuple(upstream.shape)}: expected {(len(first), settings[-3])}")
-    fixed = tuple([tuple(each) if isinstance(each, list) else each for each in settings])
+    fixed = [tuple(each) if isinstance(each, list) else each for each in settings[:-2]]
+    num_samples, datum_offset, sample_offset = settings[-3:]
+    inputs = (*tensors, seed.reshape(1), upstream)
     with target_on(device) as target:
-        recording = recorded(name, device, str(first.dtype), shapes, fixed, tuple(need))
-        return target.repeat(recording, (*tensors, seed.reshape(1), upstream))
+        # nothing else of the offsets decides what is launched
+        kind = name, device, str(first.dtype), shapes, (*fixed, sample_offset % 4), tuple(need)
+        recording = recorded(*kind)
+        if recording is not None:
+            return target.repeat(recording, inputs, (datum_offset, sample_offset))
+        arrays = [None if tensor is None else target.hold(tensor) for tensor in inputs]
+        results = called(name, arrays, (*fixed, datum_offset, sample_offset), need, target)
+    sizes = shapes_of_results(name, shapes, num_samples)
+    return [None if result is None else result.owner.view(size) for result, size in zip(results, sizes, strict=True)]
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def recorded(
     name: str,
     device: torch.device,
@@ -187,35 +197,50 @@ def recorded(
     shapes: tuple[tuple[int, ...] | None, ...],
     settings: tuple[Any, ...],
     need: tuple[bool, ...],
-) -> Recording:
-    """Record the launches of a kind of call; see `repeated`."""
+) -> Recording | None:
+    """Record the launches of a kind of call, unless they are too many; see `repeated`."""
     from mcelbo_kernels import cuda
 
-    real = np.dtype(dtype.removeprefix("torch."))
+    real, (*fixed, sample_offset) = np.dtype(dtype.removeprefix("torch.")), settings
     places = [None if shape is None else cuda.Place(tuple(shape), real) for shape in shapes]
-    seed = cuda.Place((1,), np.dtype(np.int64))
-    x, mu, logvar, weight, eps, *parameters = places
-    problem = problem_of(lambda place: place, 0, x, mu, logvar, weight, eps, parameters, seed, *settings)
-    errors = len(problem.x), problem.draw.num_samples
-    upstream = cuda.Place(errors, real) if name == "gradients" else None
-    # of the results: the gradients follow the moments of each datum
-    sizes = [errors] if name == "errors" else [() if place is None else place.shape for place in places]
-    if name == "value_and_gradients":
-        sizes = [errors[:1], errors[:1], *sizes]
+    upstream = cuda.Place((len(places[0]), fixed[-1]), real) if name == "gradients" and places[0] is not None else None
+    inputs = [*places, cuda.Place((1,), np.dtype(np.int64)), upstream]
+    offsets = cuda.Given(0), cuda.Given(sample_offset)
 
-    def call(target: cuda.Target) -> list[Any]:
-        if name == "errors":
-            return [cuda.errors(problem, seed, target)]
-        moments: Sequence[Any] = ()
-        if name == "gradients":
-            found = cuda.gradients(problem, upstream, need_of(need), seed, target)
-        else:
-            moments, found = cuda.value_and_gradients(problem, need_of(need), seed, target)
-        # those of mu and logvar come together
-        return [*moments, *[each if needed else None for each, needed in zip(ordered(found), need, strict=True)]]
+    def call(recorder: cuda.Target) -> list[Any]:
+        return called(name, inputs, (*fixed, *offsets), need, recorder)
 
     with target_on(device) as target:
-        return cuda.record(call, [*places, seed, upstream], sizes, target)
+        return cuda.record(call, inputs, shapes_of_results(name, shapes, fixed[-1]), target, offsets)
+
+
+def called(
+    name: str, arrays: Sequence[Any], settings: Sequence[Any], need: Sequence[bool], target: cuda.Target
+) -> list[Any]:
+    """Return what a function of `mcelbo_kernels.cuda` returns; `arrays` end in the seed and the upstream gradient."""
+    from mcelbo_kernels import cuda
+
+    x, mu, logvar, weight, eps, *parameters, seed, upstream = arrays
+    problem = problem_of(lambda array: array, 0, x, mu, logvar, weight, eps, parameters, seed, *settings)
+    if name == "errors":
+        return [cuda.errors(problem, seed, target)]
+    moments: Sequence[Any] = ()
+    if name == "gradients":
+        found = cuda.gradients(problem, upstream, need_of(need), seed, target)
+    else:
+        moments, found = cuda.value_and_gradients(problem, need_of(need), seed, target)
+    # those of mu and logvar come together
+    return [*moments, *[each if needed else None for each, needed in zip(ordered(found), need, strict=True)]]
+
+
+def shapes_of_results(name: str, shapes: Sequence[Sequence[int] | None], num_samples: int) -> list[tuple[int, ...]]:
+    """Return the shapes of what `called` returns: the moments of each datum, if any, come before the gradients."""
+    assert shapes[0] is not None
+    batch = shapes[0][0]
+    if name == "errors":
+        return [(batch, num_samples)]
+    of_gradients = [() if shape is None else tuple(shape) for shape in shapes]
+    return [(batch,), (batch,), *of_gradients] if name == "value_and_gradients" else of_gradients
 
 
 def noise_on_gpu(draw: Draw, batch: int, latent: int, real: Any, seed: Tensor) -> Tensor:

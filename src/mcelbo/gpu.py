@@ -138,19 +138,21 @@ class TorchTarget:
 
         seam.launch(kernel, self.capability, self.stream, blocks, arguments)
 
-    def repeat(self, recording: Recording, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Launch what was recorded with these inputs, and return the results."""
+    def repeat(
+        self, recording: Recording, inputs: Sequence[Tensor | None], numbers: Sequence[int]
+    ) -> list[Tensor | None]:
+        """Launch what was recorded with these inputs and numbers, and return the results."""
         from mcelbo_kernels.cuda import seam
 
         given = [tensor.contiguous() for tensor in inputs if tensor is not None]
         scratch = torch.empty(recording.size, dtype=torch.uint8, device=self.device)
         results = [
-            None if place is None else torch.empty(shape, dtype=DTYPES[place.dtype], device=self.device)
-            for place, shape in zip(recording.results, recording.shapes, strict=True)
+            None if place is None else torch.empty(place.shape, dtype=DTYPES[place.dtype], device=self.device)
+            for place in recording.results
         ]
         tensors = *given, scratch, *[result for result in results if result is not None]
-        bases = np.array([0, *[tensor.data_ptr() for tensor in tensors]], np.int64)
-        seam.launch_all(recording.placed, self.capability, self.stream, recording.constants + bases[recording.bases])
+        bases = np.array([0, *[tensor.data_ptr() for tensor in tensors], *numbers], np.int64)
+        seam.launch_all(recording.launches, self.capability, self.stream, recording.constants + bases[recording.bases])
         return results
 
 

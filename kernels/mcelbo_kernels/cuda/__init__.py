@@ -8,12 +8,13 @@ numba-cuda is imported with this package and not before.
 from mcelbo_kernels.cuda.algorithms import value_and_gradients
 from mcelbo_kernels.cuda.noise import noise
 from mcelbo_kernels.cuda.pixels import decoded_errors
-from mcelbo_kernels.cuda.recording import Place, Recording, record
+from mcelbo_kernels.cuda.recording import Given, Place, Recording, record
 from mcelbo_kernels.cuda.schedule import errors, gradients
 from mcelbo_kernels.cuda.target import DeviceArray, Target
 
 __all__ = [
     "DeviceArray",
+    "Given",
     "Place",
     "Recording",
     "Target",

@@ -2,12 +2,12 @@
 
 What a call launches is decided by shapes and settings alone, and deciding it takes the CPU longer than the GPU takes
 for a small problem. A `Recorder` stands in for a device: its arrays have no memory, and it writes down the launches.
-Every argument becomes eight bytes, a slot: those of numbers are known then, those of arrays are an address, which is
-known when the launches are repeated,
+Every argument becomes eight bytes, a slot, which is known then, but for arrays' addresses and numbers given anew:
 
-    slot = constant + address of its base,
+    slot = constant + base,
 
-the bases being nothing (address 0), each input, the scratch memory that all other arrays share, and each result.
+the bases being nothing (0), the address of each input, of the scratch memory that all other arrays share, and of each
+result, and the numbers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from mcelbo_kernels.cuda.seam import Kernel, Placed, flat, slot_of
 from mcelbo_kernels.cuda.target import Target
 
 BOUNDARY = 256  # bytes: places in scratch memory begin at its multiples, as what allocators return does
+# A recording takes some 300 bytes for each. Where there are more, a call's chunks keep the GPU busy for longer than it
+# takes the CPU to decide on them.
+MOST_LAUNCHES = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,12 +45,23 @@ class Place:
         return prod(self.shape) * self.dtype.itemsize
 
 
+class Given(int):
+    """A number that may be another one whenever the launches are repeated: nothing else may be decided by it.
+
+    It is known by its identity, so that it must reach the launches as it is.
+    """
+
+
 class Launch(NamedTuple):
     """A launch as it was recorded: the members of tuples one by one, and arrays that may be places."""
 
     kernel: Kernel
     blocks: tuple[int, int]
     arguments: tuple[Any, ...]
+
+
+class TooManyLaunchesError(Exception):
+    """A call that would not gain from being recorded, and take much memory for it."""
 
 
 class Recorder:
@@ -69,6 +83,8 @@ class Recorder:
 
     def launch(self, kernel: Kernel, blocks: tuple[int, int], *arguments: Any) -> None:
         """Write a launch down."""
+        if len(self.launches) == MOST_LAUNCHES:
+            raise TooManyLaunchesError
         self.launches.append(Launch(kernel, blocks, tuple(flat(arguments))))
 
 
@@ -78,30 +94,21 @@ class Recording:
 
     Attributes
     ----------
-    launches : list of Launch
-    placed : list of Placed
-        The same by the number of their first slot.
+    launches : list of Placed
+        By the number of their first slot.
     constants, bases : int64 arrays, one number for each slot
-        `bases` index [0, the inputs' addresses, the scratch memory's, the results'], which leave out what is None.
-    inputs : list of Place or None
-    scratch : dict of Place
-        Where each array lies that is neither an input nor a result, in bytes.
+        `bases` index [0, the inputs' addresses, the scratch memory's, the results', the numbers], which leave out what
+        is None.
     size : int
         Bytes of scratch memory.
     results : list of Place or None
-    shapes : list of tuple
-        Of the results, whose places are flat.
     """
 
-    launches: list[Launch]
-    placed: list[Placed]
+    launches: list[Placed]
     constants: NDArray[np.int64]
     bases: NDArray[np.int64]
-    inputs: list[Place | None]
-    scratch: dict[Place, int]
     size: int
     results: list[Place | None]
-    shapes: list[tuple[int, ...]]
 
 
 def record(
@@ -109,8 +116,9 @@ def record(
     inputs: Sequence[Place | None],
     shapes: Sequence[tuple[int, ...]],
     target: Target,
-) -> Recording:
-    """Record a call.
+    numbers: Sequence[Given] = (),
+) -> Recording | None:
+    """Record a call, unless it has more launches than `MOST_LAUNCHES`.
 
     Parameters
     ----------
@@ -119,16 +127,21 @@ def record(
     inputs : sequence of Place or None
         What it reads.
     shapes : sequence of tuple
-        Of the results; what belongs to a result that is None does not count.
+        Of the results, which are flat; what belongs to a result that is None does not count.
     target : Target
         The device, for what stays in its memory.
+    numbers : sequence of Given
+        What it takes besides.
 
     Returns
     -------
-    Recording
+    Recording or None
     """
     recorder = Recorder(target)
-    results = list(call(recorder))
+    try:
+        results = list(call(recorder))
+    except TooManyLaunchesError:
+        return None
     scratch, size = dict[Place, int](), 0
     for place in recorder.made:
         if place not in results:
@@ -136,31 +149,22 @@ def record(
             size += -(-place.bytes // BOUNDARY) * BOUNDARY
     given, kept = ([place for place in places if place is not None] for places in (inputs, results))
     shared = 1 + len(given)
-    base = dict(zip(given, range(1, shared), strict=True))
-    base |= dict.fromkeys(scratch, shared) | {place: number for number, place in enumerate(kept, shared + 1)}
-    placed, constants, bases = list[Placed](), list[int](), list[int]()
+    base = {id(place): number for number, place in enumerate(given, 1)} | dict.fromkeys(map(id, scratch), shared)
+    base |= {id(item): number for number, item in enumerate([*kept, *numbers], shared + 1)}
+    launches, constants, bases = list[Placed](), list[int](), list[int]()
     for kernel, blocks, arguments in recorder.launches:
-        placed.append(Placed(kernel, blocks, len(constants)))
+        launches.append(Placed(kernel, blocks, len(constants)))
         for kind, value in zip(flat(kernel.signature), arguments, strict=True):
-            if isinstance(value, Place):
-                constants.append(scratch.get(value, 0))
-                bases.append(base[value])
-            else:
-                constants.append(slot_of(kind, value))
-                bases.append(0)
+            known = not isinstance(value, (Place, Given))
+            constants.append(slot_of(kind, value) if known else scratch.get(value, 0))
+            bases.append(0 if known else base[id(value)])
     return Recording(
-        recorder.launches,
-        placed,
+        launches,
         np.array(constants, np.int64),
         np.array(bases, np.int64),
-        list(inputs),
-        scratch,
         size,
-        results,
-        list(shapes),
+        [
+            None if place is None else Place(tuple(shape), place.dtype)
+            for place, shape in zip(results, shapes, strict=True)
+        ],
     )
-
-
-def substituted(launch: Launch, arrays: dict[Place, Any]) -> tuple[Any, ...]:
-    """Return a launch's arguments with arrays in the place of places."""
-    return tuple(arrays[value] if isinstance(value, Place) else value for value in launch.arguments)
