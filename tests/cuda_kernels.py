@@ -1,9 +1,10 @@
 """The CUDA kernels that calls can reach, as lists for the tests of their machine code.
 
-All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option: all activations and
-likelihoods with all gradients, which take the most registers, in both precisions; every other combination of the last
-layer's flags once; every sampler, number of lanes and tile. `REPRESENTATIVE` has one of each kernel for each tile and
-precision.
+All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option and the combinations
+that take registers: all activations and likelihoods with all gradients and with those of a training step, for the large
+tile, a smaller one and one of double precision; every tile with those of a training step; every other combination of a
+kernel's flags; every sampler and number of lanes; a thin pass over any number of latents in the shape with the fewest
+registers. `REPRESENTATIVE` has one of each kernel for each tile and precision.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ TILED = list(REAL_OF.items())
 OUTPUTS = [(name, cell) for cell, family in cells.BY_NAME.items() for name in family.outputs or ACTIVATIONS]
 # gradient, weighted, by_data, by_weight: each of the last two is a gradient, by_weight that of the weights
 FLAGS = [flags for flags in product((False, True), repeat=4) if flags[0] >= max(flags[2:]) and flags[1] >= flags[3]]
+TRAINING, EVERYTHING = (True, False, False, False), (True, True, True, True)
 LANES = (1, 2, 4, 8, 16, 32)
 ADDING = ("centre_errors", "residuals", "layer_gradient", "pixel_weight_gradient")
 SECOND_STAGE = ("datum.", "decoded.", "sums.", *[f"quadratic.{name}" for name in ADDING])
@@ -83,15 +85,22 @@ def _tiled(options: Sequence[Any]) -> Iterator[tuple[tuple[Tile, Any], Any]]:
 def _hidden() -> Iterator[Case]:
     for tile, real in TILED:
         yield _layer(layers.hidden, layers.Hidden(tile, real, "identity", False))
+        yield _layer(layers.hidden, layers.Hidden(tile, real, "relu", True, True))
+    for turn, name in enumerate(ACTIVATIONS):
+        yield _layer(layers.hidden, layers.Hidden(*TILED[turn % len(TILED)], name, False))
     for (tile, real), name in _tiled(ACTIVATIONS):
-        yield _layer(layers.hidden, layers.Hidden(tile, real, name, True))
+        for centred in (False, True):
+            yield _layer(layers.hidden, layers.Hidden(tile, real, name, True, centred))
 
 
 def _last() -> Iterator[Case]:
-    for turn, flags in enumerate(FLAGS[:-1]):
-        yield _layer(layers.last, layers.Last(*TILED[turn % len(TILED)], *OUTPUTS[turn], *flags))
+    for tiled in TILED:
+        yield _layer(layers.last, layers.Last(*tiled, "sigmoid", "squared_error", *TRAINING))
+    for turn, (tiled, flags) in enumerate(_tiled(FLAGS)):
+        yield _layer(layers.last, layers.Last(*tiled, *OUTPUTS[turn % len(OUTPUTS)], *flags))
     for tiled, output in _tiled(OUTPUTS):
-        yield _layer(layers.last, layers.Last(*tiled, *output, *FLAGS[-1]))
+        for flags in (TRAINING, EVERYTHING):
+            yield _layer(layers.last, layers.Last(*tiled, *output, *flags))
 
 
 def _gradients() -> Iterator[Case]:
@@ -103,32 +112,39 @@ def _gradients() -> Iterator[Case]:
 def _thin() -> Iterator[Case]:
     samplers = (INJECTED, *SAMPLERS)
     for turn, (name, cell) in enumerate(OUTPUTS):
-        latent, real, flag = 1 + turn % thin.MOST_LATENTS, REALS[turn // 2 % 2], turn % 3 == 0
+        latent, real = 1 + turn % thin.MOST_LATENTS, REALS[turn // 2 % 2]
         shape = thin.shape_for(784, latent)
-        spec = thin.Thin(real, name, cell, samplers[turn % 4], True, flag, flag, latent, *shape)
+        for gradient in (False, True):
+            spec = thin.Thin(real, name, cell, samplers[turn % 4], gradient, False, False, latent, *shape)
+            yield _case(thin.thin, spec, **spec._asdict())
+    for turn, (latent, real) in enumerate(product(range(1, thin.MOST_LATENTS + 1), REALS)):
+        output, sampler = OUTPUTS[turn % len(OUTPUTS)], samplers[turn // 2 % 4]
+        spec = thin.Thin(real, *output, sampler, True, True, True, latent, thin.most_columns(latent), 128)
         yield _case(thin.thin, spec, **spec._asdict())
-        value = spec._replace(gradient=False, upstream=False)
-        yield _case(thin.thin, value, **value._asdict())
 
 
 def _quadratic() -> Iterator[Case]:
-    for tiled, flags in product(TILED, ((False, True), (True, False), (True, True))):
+    for tiled, flags in product(TILED, product((False, True), repeat=2)):
         yield _layer(quadratic.form, quadratic.Form(*tiled, *flags))
     for tile, real in TILED:
-        yield _layer(layers.hidden, layers.Hidden(tile, real, "relu", True, True))
         yield _layer(backward.backward, backward.Backward(tile, real, False, True))
-        yield _layer(backward.weight_gradient, backward.WeightGradient(tile, real, False, True))
+        for upstream in (False, True):
+            yield _layer(backward.weight_gradient, backward.WeightGradient(tile, real, upstream, True))
         if real == float64:
             yield _layer(backward.backward, backward.Backward(tile, real, False, True, float32))
 
 
 def _samples() -> Iterator[Case]:
     for turn, (sampler, real) in enumerate(product((INJECTED, *SAMPLERS), REALS)):
-        yield _case(samples.draw, sampler, real, real=real, sampler=sampler)
+        for centred in (False, True):
+            yield _case(samples.draw, sampler, real, centred, real=real, sampler=sampler, centred=centred)
         lanes = LANES[turn % len(LANES)]
         for stage, upstream in product(STAGES, (False, True)):
             options = {"sampler": sampler, "lanes": lanes, "upstream": upstream, "stage": stage}
             yield _case(datum.latent_gradient, sampler, real, lanes, upstream, stage, real=real, **options)
+    for lanes in LANES:
+        options = {"sampler": "iid", "lanes": lanes}
+        yield _case(datum.latent_gradient, "iid", float32, lanes, False, real=float32, **options)
 
 
 def _sums() -> Iterator[Case]:
@@ -149,15 +165,20 @@ def _form() -> Iterator[Case]:
         for flag in (False, True):
             options = {"weighted": weighted, "by_weight": flag}
             yield _case(quadratic.centre_errors, real, weighted, flag, real=real, **options)
-            yield _layer(quadratic.residuals, quadratic.Residuals(real, weighted, flag, weighted, True))
+        for needed in product((False, True), repeat=3):
+            if any(needed) and weighted >= needed[1]:
+                yield _layer(quadratic.residuals, quadratic.Residuals(real, weighted, *needed))
         yield _case(quadratic.layer_gradient, real, weighted, real=real, weighted=weighted)
     yield from (_case(quadratic.pixel_weight_gradient, real, real=real) for real in REALS)
 
 
 def _decoded() -> Iterator[Case]:
-    for real, cell, weighted in product(REALS, cells.BY_NAME, (False, True)):
-        yield _layer(decoded.errors, decoded.Errors(real, cell, weighted, True))
-        yield _layer(decoded.gradients, decoded.Gradients(real, cell, weighted, True, weighted))
+    for real, cell in product(REALS, cells.BY_NAME):
+        for flags in product((False, True), repeat=2):
+            yield _layer(decoded.errors, decoded.Errors(real, cell, *flags))
+        # weighted, by_data, by_weight
+        for needed in ((False, False, True), (False, True, False), (True, True, False), (True, True, True)):
+            yield _layer(decoded.gradients, decoded.Gradients(real, cell, *needed))
     yield _case(decoded.add_parts, real=float64)
 
 
@@ -166,9 +187,10 @@ def _noise() -> Iterator[Case]:
         yield _case(fill_noise, sampler, real, real=real, sampler=sampler)
 
 
-SPECIALISATIONS = [
+_every = [
     *(*_quadratic(), *_form(), *_hidden(), *_last(), *_gradients(), *_thin()),
     *(*_samples(), *_noise(), *_sums(), *_decoded()),
 ]
+SPECIALISATIONS = list({case.name: case for case in _every}.values())
 # what does most comes last
 REPRESENTATIVE = list({(case.make.func, case.real, case.tile): case for case in SPECIALISATIONS}.values())

@@ -10,11 +10,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import NamedTuple
 
 from mcelbo_kernels.cuda.seam import SIMULATED, Kernel, ptx_of
@@ -33,12 +34,21 @@ class Resources(NamedTuple):
     shared: int
 
 
-class MachineCode(NamedTuple):
+@dataclass(frozen=True)
+class MachineCode:
     """A kernel as it was compiled."""
 
     ptx: str
     resources: Resources
-    blocks: list[Block]
+    binary: bytes
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Its basic blocks, in the order in which they lie."""
+        with NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.binary)
+            file.flush()
+            return blocks_of(_run("nvdisasm", "-c", file.name))
 
     @property
     def instructions(self) -> Iterator[Instruction]:
@@ -68,7 +78,7 @@ def compiled(kernel: Kernel, capability: tuple[int, int]) -> MachineCode:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
         said = _run("ptxas", "-v", f"-arch=sm_{capability[0]}{capability[1]}", str(source), "-o", str(binary))
-        return MachineCode(ptx, resources(said), blocks_of(_run("nvdisasm", "-c", str(binary))))
+        return MachineCode(ptx, resources(said), binary.read_bytes())
 
 
 def _run(name: str, *arguments: str) -> str:

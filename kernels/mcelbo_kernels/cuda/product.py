@@ -27,13 +27,14 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
     """
     pitch_l, pitch_r = tile.height + GAP, tile.width + GAP
     rows, columns, groups, step = tile.rows, tile.columns, tile.groups, SLICE * tile.groups
-    buffer_l, buffer_r, size = SLICE * pitch_l, SLICE * pitch_r, shared_size(tile) // tile.groups
+    # of a slice the left operand lies first
+    of_left, of_slice = SLICE * pitch_l, SLICE * (pitch_l + pitch_r)
     (start_l, fetch_l, put_l, share_l), (start_r, fetch_r, put_r, share_r) = left, right
     outer_add, place, group, add_groups = outer_product(tile), places(tile), group_of(tile), sum_of_groups(tile, real)
     top_of, left_of = place.top, place.left
     # threads of four groups have fewer registers, of which one operand at a time takes half as many as both; that there
     # are other groups leaves it the time to come
-    halves, zero = groups > 1, real(0)
+    halves, zero, shift = groups > 1, real(0), step.bit_length() - 1
 
     @device
     def forget(staged):
@@ -45,18 +46,19 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
         staged_l, staged_r = cuda.local.array(share_l, real), cuda.local.array(share_r, real)
         a, b = cuda.local.array(rows, real), cuda.local.array(columns, real)
         own = group()
-        before, lefts = int32(own * SLICE), own * size
-        rights = lefts + 2 * buffer_l
-        top, first = lefts + top_of(), rights + left_of()
+        before, base = int32(own * SLICE), own * (2 * of_slice)
+        top, first = base + top_of(), base + of_left + left_of()
         # alike for all groups, because all wait at the same barriers
         left = int32(end - begin)
         at_l = fetch_l(staged_l, left_source, start_l(left_source, begin + before), left, before)
         at_r = fetch_r(staged_r, right_source, start_r(right_source, begin + before), left, before)
-        put_l(staged_l, shared, lefts)
-        put_r(staged_r, shared, rights)
+        # What is left tells whose turn of the two buffers it is, and the mask that no index is negative.
+        following = base + ((left >> shift) & 1) * of_slice
+        put_l(staged_l, shared, following)
+        put_r(staged_r, shared, following + of_left)
         cuda.syncthreads()
-        turn = int32(0)
         while left > 0:
+            turn = (left >> shift) & 1
             left = int32(left - step)
             if left > 0:
                 at_l = fetch_l(staged_l, left_source, at_l, left, before)
@@ -65,10 +67,7 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
             else:
                 # what they held would keep registers from here on
                 forget(staged_l)
-            # the mask tells the compiler that no index is negative
-            row, column = (turn & 1) * buffer_l + top, (turn & 1) * buffer_r + first
-            turn = int32(turn + 1)
-            next_l, next_r = lefts + (turn & 1) * buffer_l, rights + (turn & 1) * buffer_r
+            row, column, following = turn * of_slice + top, turn * of_slice + first, (turn ^ 1) * of_slice + base
             # written out, because a loop would not be unrolled
             outer_add(acc, a, b, shared, row, column)
             outer_add(acc, a, b, shared, row + pitch_l, column + pitch_r)
@@ -76,7 +75,7 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
             outer_add(acc, a, b, shared, row + 3 * pitch_l, column + 3 * pitch_r)
             if halves:
                 if left > 0:
-                    put_l(staged_l, shared, next_l)
+                    put_l(staged_l, shared, following)
                     at_r = fetch_r(staged_r, right_source, at_r, left, before)
                 else:
                     forget(staged_r)
@@ -86,8 +85,8 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
             outer_add(acc, a, b, shared, row + 7 * pitch_l, column + 7 * pitch_r)
             if left > 0:
                 if not halves:
-                    put_l(staged_l, shared, next_l)
-                put_r(staged_r, shared, next_r)
+                    put_l(staged_l, shared, following)
+                put_r(staged_r, shared, following + of_left)
             cuda.syncthreads()
         if groups > 1:
             add_groups(acc, shared)

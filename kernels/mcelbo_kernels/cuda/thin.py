@@ -66,13 +66,17 @@ class Thin(NamedTuple):
         return max(1, min(8, self.threads // (GROUPS * self.values), int(room)))
 
 
+def most_columns(latent: int) -> int:
+    """Return how many pixels of a thread there are registers for."""
+    return 8 if latent <= 2 else 4
+
+
 def shape_for(pixels: int, latent: int) -> tuple[int, int]:
     """Return the columns of a thread and the threads of a block that take the fewest instructions for a sample.
 
     That is for each pixel, those behind the last one counted, some 30 and 3 for each of its multiply-adds, and for each
     thread some 12 for each number of the sample that is added up over the threads.
     """
-    most = 8 if latent <= 2 else 4
 
     def instructions(shape: tuple[int, int]) -> float:
         columns, threads = shape
@@ -80,7 +84,8 @@ def shape_for(pixels: int, latent: int) -> tuple[int, int]:
         return covered * (30 + 9 * latent + 12 * (1 + latent) / columns)
 
     return min(
-        ((columns, threads) for columns in range(1, most + 1) for threads in range(96, 257, 32)), key=instructions
+        ((columns, threads) for columns in range(1, most_columns(latent) + 1) for threads in range(96, 257, 32)),
+        key=instructions,
     )
 
 
