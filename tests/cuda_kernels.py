@@ -85,7 +85,8 @@ def _tiled(options: Sequence[Any]) -> Iterator[tuple[tuple[Tile, Any], Any]]:
 def _hidden() -> Iterator[Case]:
     for tile, real in TILED:
         yield _layer(layers.hidden, layers.Hidden(tile, real, "identity", False))
-        yield _layer(layers.hidden, layers.Hidden(tile, real, "relu", True, True))
+        for centred in (False, True):
+            yield _layer(layers.hidden, layers.Hidden(tile, real, "relu", True, centred))
     for turn, name in enumerate(ACTIVATIONS):
         yield _layer(layers.hidden, layers.Hidden(*TILED[turn % len(TILED)], name, False))
     for (tile, real), name in _tiled(ACTIVATIONS):
@@ -117,7 +118,12 @@ def _thin() -> Iterator[Case]:
         for gradient in (False, True):
             spec = thin.Thin(real, name, cell, samplers[turn % 4], gradient, False, False, latent, *shape)
             yield _case(thin.thin, spec, **spec._asdict())
-    for turn, (latent, real) in enumerate(product(range(1, thin.MOST_LATENTS + 1), REALS)):
+    latents = range(1, thin.MOST_LATENTS + 1)
+    for latent, name in product(latents, ("sigmoid", "identity")):
+        shape = thin.shape_for(784, latent)
+        spec = thin.Thin(float32, name, "squared_error", "iid", True, False, False, latent, *shape)
+        yield _case(thin.thin, spec, **spec._asdict())
+    for turn, (latent, real) in enumerate(product(latents, REALS)):
         output, sampler = OUTPUTS[turn % len(OUTPUTS)], samplers[turn // 2 % 4]
         spec = thin.Thin(real, *output, sampler, True, True, True, latent, thin.most_columns(latent), 128)
         yield _case(thin.thin, spec, **spec._asdict())
@@ -142,9 +148,9 @@ def _samples() -> Iterator[Case]:
         for stage, upstream in product(STAGES, (False, True)):
             options = {"sampler": sampler, "lanes": lanes, "upstream": upstream, "stage": stage}
             yield _case(datum.latent_gradient, sampler, real, lanes, upstream, stage, real=real, **options)
-    for lanes in LANES:
-        options = {"sampler": "iid", "lanes": lanes}
-        yield _case(datum.latent_gradient, "iid", float32, lanes, False, real=float32, **options)
+    for lanes, stage in product(LANES, STAGES):
+        options = {"sampler": "iid", "lanes": lanes, "stage": stage}
+        yield _case(datum.latent_gradient, "iid", float32, lanes, False, stage, real=float32, **options)
 
 
 def _sums() -> Iterator[Case]:

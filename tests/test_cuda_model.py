@@ -28,6 +28,7 @@ from mcelbo_kernels.cuda.model.gpu import dram_bytes, times, turns
 from mcelbo_kernels.cuda.plan import plan_of
 from mcelbo_kernels.cuda.seam import Kernel
 from mcelbo_kernels.problem import Activation, Need, Problem
+from tests.cuda_kernels import SPECIALISATIONS
 from tests.strategies import problems
 
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
@@ -110,6 +111,11 @@ def test_chunks(data: st.DataObject, problem: Problem) -> None:
 def call_of(name: str) -> dict[str, Launch]:
     """The launches of a workload by the kernel's first name; the last one of a name."""
     return {launch.label: launch for launch in launches(gpu_model.kind_of(BY_NAME[name]))}
+
+
+def test_the_workloads_kernels_are_among_those_whose_machine_code_is_tested() -> None:
+    launched = {launch.name for workload in WORKLOADS for launch in gpu_model.call_of(workload)}
+    assert launched <= {case.make().name for case in SPECIALISATIONS}
 
 
 def test_affine_by_hand() -> None:
