@@ -56,6 +56,13 @@ def test_a_cache_that_cannot_be_written_is_none(cache: Path, monkeypatch: pytest
     assert seam.machine_code(sums.finish_errors(float32), (8, 0))[0].startswith(b"\x7fELF")
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_gpu_that_the_compiler_does_not_know() -> None:
+    expected = r"finish_errors was not compiled for compute capability 99.0 \(.*: the compiler comes with numba-cuda\["
+    with pytest.raises(RuntimeError, match=expected):
+        seam.machine_code(sums.finish_errors(float32), (99, 0))
+
+
 class Driver:
     """What the driver is asked to launch, and finds in memory then."""
 
@@ -107,9 +114,17 @@ def test_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seam.upload(b"abcd") == address
     assert memory == b"abcd.."
     assert waited == [0]
-    monkeypatch.setattr(driver, "cuMemAlloc", lambda size: (driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0))
-    with pytest.raises(RuntimeError, match="nothing was copied to the device: CUDA_ERROR_OUT_OF_MEMORY"):
+    freed: list[int] = []
+    captures = driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+    monkeypatch.setattr(driver, "cuMemFree", lambda address: (freed.append(address) or success,))
+    monkeypatch.setattr(driver, "cuMemcpyHtoD", lambda *given: (captures,))
+    with pytest.raises(RuntimeError, match=r"was not copied .*must have run once\): CUDA_ERROR_STREAM_CAPTURE"):
         seam.upload(b"abcd")
+    assert freed == [address]
+    monkeypatch.setattr(driver, "cuMemAlloc", lambda size: (driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0))
+    with pytest.raises(RuntimeError, match=r"was not copied to the device .*: CUDA_ERROR_OUT_OF_MEMORY"):
+        seam.upload(b"abcd")
+    assert freed == [address]
 
 
 def test_too_few_arguments_are_refused() -> None:

@@ -42,16 +42,41 @@ def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 
 def test_no_gpu_is_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     see(monkeypatch, 0)
+    monkeypatch.setattr(gpu, "supported_by_driver", lambda: None)
     assert doctor.run() == 0
     found = said(capsys)
     assert found["GPUs"] == "no NVIDIA GPU that torch can see, which is built for CUDA 12.8"
     assert found["fused CUDA path"] == "no NVIDIA GPU that torch can see"
 
 
+@pytest.mark.parametrize(
+    ("driver", "said_of_it"),
+    [
+        (None, ""),
+        ("12.4", "; there is an NVIDIA driver, which supports CUDA 12.4"),
+        (
+            "11.8",
+            "; there is an NVIDIA driver, which supports CUDA 11.8: "
+            "https://pytorch.org/get-started has a PyTorch for that",
+        ),
+    ],
+)
+def test_a_driver_that_torch_does_not_use(driver: str | None, said_of_it: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    see(monkeypatch, 0)
+    monkeypatch.setattr(gpu, "supported_by_driver", lambda: driver)
+    built = "no NVIDIA GPU that torch can see, which is built for CUDA 12.8"
+    assert doctor.names_of_gpus() == built + said_of_it
+    monkeypatch.setattr(torch.version, "cuda", None)
+    advice = driver is not None
+    assert doctor.names_of_gpus().startswith("this PyTorch is built without CUDA")
+    assert ("https://pytorch.org/get-started" in doctor.names_of_gpus()) == advice
+
+
 def test_a_torch_without_cuda_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(gpu, "supported_by_driver", lambda: None)
     assert doctor.run() == 0
     found = said(capsys)
     assert found["GPUs"] == "this PyTorch is built without CUDA"
@@ -118,12 +143,12 @@ def test_every_gpu_is_looked_at(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert wrong.startswith("cuda:1 WRONG")
 
 
-def test_a_driver_that_is_not_there_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(gpu.ctypes, "CDLL", missing)
-    assert gpu.supported_by_driver() == "unknown"
+    assert gpu.supported_by_driver() is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, whose kernels a doctor runs")

@@ -181,8 +181,8 @@ def seed_tensor(
 ) -> Tensor:
     """Return the seed as a 0-d int64 tensor on `device`, drawn from torch's generator there if there is none.
 
-    The value of a seed that comes as a tensor is checked where it is read, by the kernel: reading it here would wait
-    for the device.
+    The value of a seed that comes as a tensor is not looked at, which would wait for the device: the CPU's kernels
+    refuse a negative one, and those of a GPU, which cannot, take its 64 bits.
     """
     if generator is not None:
         if not isinstance(generator, torch.Generator):

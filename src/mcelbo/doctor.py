@@ -54,13 +54,19 @@ def gpus() -> list[torch.device]:
 
 
 def names_of_gpus() -> str:
-    """Return in words what torch's CUDA is and which GPUs it sees."""
-    if torch.version.cuda is None:
-        return "this PyTorch is built without CUDA"
-    found = gpus()
+    """Return in words what torch's CUDA is and which GPUs it sees; without any, what to do if there is a driver."""
+    found, toolkit, driver = gpus(), torch.version.cuda, gpu.supported_by_driver()
     if not found:
-        return f"{NO_GPU}, which is built for CUDA {torch.version.cuda}"
-    versions = f"torch is built for CUDA {torch.version.cuda}, the driver supports {gpu.supported_by_driver()}"
+        seen = (
+            "this PyTorch is built without CUDA" if toolkit is None else f"{NO_GPU}, which is built for CUDA {toolkit}"
+        )
+        if driver is None:
+            return seen
+        seen += f"; there is an NVIDIA driver, which supports CUDA {driver}"
+        if toolkit is None or int(toolkit.split(".")[0]) > int(driver.split(".")[0]):
+            seen += ": https://pytorch.org/get-started has a PyTorch for that"
+        return seen
+    versions = f"torch is built for CUDA {toolkit}, the driver supports {driver}"
     named = (
         f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
         for device in found

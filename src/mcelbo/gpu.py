@@ -88,13 +88,13 @@ def in_words(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def supported_by_driver() -> str:
-    """Return the newest CUDA that the driver supports; asked of the driver itself, whatever is installed beside it."""
+def supported_by_driver() -> str | None:
+    """Return the newest CUDA that the driver supports, None without one; the driver itself is asked."""
     number = ctypes.c_int()
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
     except OSError:
-        return "unknown"
+        return None
     return in_words(number.value)
 
 

@@ -170,8 +170,6 @@ def ptx_of(kernel: Kernel, capability: tuple[int, int]) -> str:
 
 def machine_code(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
     """Return a kernel's machine code and the name of its entry, from the cache or compiled."""
-    from cuda.core import Linker, LinkerOptions, ObjectCode
-
     versions = [version(package) for package in ("numba-cuda", "cuda-bindings", "cuda-core")]
     key = f"{kernel.name} {capability} {versions}"
     path = (
@@ -181,16 +179,31 @@ def machine_code(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, st
         with suppress(OSError):
             first, _, kept = path.read_bytes().partition(b"\n")
             return kept, first.decode()
-    text = ptx_of(kernel, capability)
-    entry = text.partition(".entry ")[2].partition("(")[0].strip()
-    options = LinkerOptions(arch=f"sm_{capability[0]}{capability[1]}")
-    code: bytes = Linker(ObjectCode.from_ptx(text.encode()), options=options).link("cubin").code
+    code, entry = _compiled(kernel, capability)
     if path is not None:
         with suppress(OSError):
             unfinished = path.with_suffix(f".{os.getpid()}-{get_ident()}")
             unfinished.write_bytes(entry.encode() + b"\n" + code)
             unfinished.replace(path)
     return code, entry
+
+
+def _compiled(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
+    """Return what `machine_code` returns, or say what may be missing."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    major, minor = capability
+    try:
+        text = ptx_of(kernel, capability)
+        linker = Linker(ObjectCode.from_ptx(text.encode()), options=LinkerOptions(arch=f"sm_{major}{minor}"))
+        code: bytes = linker.link("cubin").code
+    except Exception as problem:  # whatever a compiler that is not there, or older than the GPU, raises
+        raise RuntimeError(
+            f"{kernel.name.split()[0]} was not compiled for compute capability {major}.{minor} "
+            f"({type(problem).__name__}: {str(problem).strip()}): the compiler comes with numba-cuda[cu12] or "
+            "numba-cuda[cu13], that of the driver, and must be new enough to know the GPU"
+        ) from problem
+    return code, text.partition(".entry ")[2].partition("(")[0].strip()
 
 
 @cache
@@ -223,13 +236,16 @@ def upload(numbers: bytes) -> int:
     """Return the address of a copy in the current device's memory, which stays there until the process ends."""
     from cuda.bindings import driver
 
+    reason = "a table was not copied to the device (before a graph is captured, such a call must have run once)"
     error, address = driver.cuMemAlloc(max(1, len(numbers)))
-    if not error:
-        (error,) = driver.cuMemcpyHtoD(address, numbers, len(numbers))
+    check(error, reason)
+    (error,) = driver.cuMemcpyHtoD(address, numbers, len(numbers))
     if not error:
         # the copy may be on its way when it returns, and other streams do not wait for it
         (error,) = driver.cuStreamSynchronize(0)
-    check(error, "nothing was copied to the device")
+    if error:
+        driver.cuMemFree(address)
+    check(error, reason)
     return int(address)
 
 
