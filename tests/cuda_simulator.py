@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,15 @@ from mcelbo_kernels.cuda.seam import Kernel, cuda
 
 
 class Simulator:
-    """A device whose memory is NumPy's; NUMBA_ENABLE_CUDASIM must be set before numba is imported."""
+    """A device whose memory is NumPy's; NUMBA_ENABLE_CUDASIM must be set before numba is imported.
+
+    Attributes
+    ----------
+    simulated : set of str
+        The first words of the names of all kernels that any of its kind has run.
+    """
+
+    simulated: ClassVar[set[str]] = set()
 
     def empty(self, count: int, dtype: Any) -> NDArray[Any]:
         """Return memory full of what spoils a result that reads it."""
@@ -23,6 +31,7 @@ class Simulator:
 
     def launch(self, kernel: Kernel, blocks: tuple[int, int], *arguments: Any) -> None:
         """Simulate a kernel; its arrays have one axis."""
+        self.simulated.add(kernel.name.split()[0])
         cuda.jit(kernel.function)[blocks, kernel.threads](*[flattened(argument) for argument in arguments])
 
 

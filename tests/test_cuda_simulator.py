@@ -33,15 +33,17 @@ def test_in_a_process_of_its_own() -> None:
     assert " passed" in run.stdout
 
 
-def stack(widths: tuple[int, ...], names: tuple[str, ...], batch: int, draw: Draw, **fields: Any) -> Problem:
+def stack(
+    widths: tuple[int, ...], names: tuple[str, ...], batch: int, draw: Draw, real: Any = np.float32, **fields: Any
+) -> Problem:
     """A stack of layers with numbers of order one."""
     rng = np.random.default_rng(3)
 
     def normal(*size: int) -> Any:
-        return rng.standard_normal(size).astype(np.float32)
+        return rng.standard_normal(size).astype(real)
 
     layers = tuple(
-        Layer(normal(o, i) * np.float32(i**-0.5), normal(o), Activation(name, 0.3))
+        Layer(normal(o, i) * real(i**-0.5), normal(o), Activation(name, 0.3))
         for i, o, name in zip(widths[:-1], widths[1:], names, strict=True)
     )
     return Problem(
@@ -49,6 +51,7 @@ def stack(widths: tuple[int, ...], names: tuple[str, ...], batch: int, draw: Dra
     )
 
 
+EPS = np.random.default_rng(6).standard_normal((2, 4, 3)).astype(np.float32)
 WEIGHT = np.linspace(0, 2, 11, dtype=np.float32)[None]
 PROBLEMS = {
     "one layer": stack((3, 11), ("sigmoid",), 2, Draw(4, 5)),
@@ -56,6 +59,8 @@ PROBLEMS = {
     "two layers, antithetic": stack((2, 9, 11), ("tanh", "softplus"), 2, Draw(6, 5, "antithetic")),
     "three layers of logits": stack((2, 3, 9, 11), ("silu", "elu", "identity"), 2, Draw(5, 5), cell="bernoulli"),
     "pixel weights": stack((3, 11), ("sigmoid",), 2, Draw(4, 5), weight=WEIGHT),
+    "double precision": stack((2, 9, 11), ("elu", "sigmoid"), 2, Draw(4, 5), np.float64),
+    "noise of one's own": stack((3, 11), ("sigmoid",), 2, Draw(4, eps=EPS)),
 }
 
 
@@ -68,13 +73,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     from mcelbo_kernels.cuda import layout, tile
 
     small = tile.Tile(2, 2, 4, 4)
-    for name in ("LARGE", "SMALL", "NARROW"):
+    for name in ("LARGE", "SMALL", "NARROW", "SMALL_DOUBLE", "NARROW_DOUBLE"):
         monkeypatch.setattr(layout, name, small)
     monkeypatch.setattr(layout, "GROUPS", {small: (1, 2)})
     monkeypatch.setattr(layout, "FEWEST_SLICES", 0.5)
     monkeypatch.setattr(layout, "BYTES_OF_A_CHUNK", 0)
     monkeypatch.setattr(layout, "FEWEST_ROWS", 8)
     monkeypatch.setattr(layout, "LONGEST_SUM", 8)
+    monkeypatch.setattr(layout, "SHORTEST_SUM", 3)
 
 
 def of_latents_and_layers(problem: Problem) -> Need:
@@ -104,12 +110,27 @@ def test_value_and_gradients(name: str, tiny: None) -> None:
 
 
 @simulated
-def test_errors_and_their_gradients(tiny: None) -> None:
+def test_sums_over_rows_in_parts(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one datum with more samples than a block is taken to add up at once, so that others share them out."""
+    from mcelbo_kernels.cuda import layout, rows
+
+    monkeypatch.setattr(layout, "FEWEST_ROWS", 1 << 20)
+    monkeypatch.setattr(layout, "WAITS_OF_A_LAUNCH", 0)
+    monkeypatch.setattr(rows, "THREADS", 32)
+    monkeypatch.setattr(rows, "AT_ONCE", 1)
+    problem = stack((2, 11), ("sigmoid",), 1, Draw(40, 5))
+    assert_value_and_gradients(problem, Need.everything(problem))
+
+
+@simulated
+@pytest.mark.parametrize("needed", ["everything", "what a training step asks for"])
+def test_errors_and_their_gradients(needed: str, tiny: None) -> None:
     from mcelbo_kernels.cuda import errors, gradients
     from tests.cuda_simulator import Simulator
 
     problem, target = PROBLEMS["pixel weights"], Simulator()
-    seed, need = np.array([problem.draw.seed]), Need.everything(problem)
+    seed = np.array([problem.draw.seed])
+    need = Need.everything(problem) if needed == "everything" else of_latents_and_layers(problem)
     exact = reference.errors(problem)
     np.testing.assert_allclose(errors(problem, seed, target).reshape(exact.shape), exact, rtol=1e-5)
     upstream = np.linspace(-1, 1, exact.size, dtype=np.float32).reshape(exact.shape)
@@ -120,7 +141,7 @@ def test_errors_and_their_gradients(tiny: None) -> None:
 
 
 @simulated
-@pytest.mark.parametrize("name", ["one layer", "rows that share no block", "pixel weights"])
+@pytest.mark.parametrize("name", ["one layer", "rows that share no block", "pixel weights", "noise of one's own"])
 def test_the_pass_over_few_latents(name: str) -> None:
     assert_value_and_gradients(PROBLEMS[name], of_latents_and_layers(PROBLEMS[name]))
 
@@ -161,3 +182,11 @@ def test_decoded_samples(cell: str, weights: int) -> None:
     for name in ("errors", "y", "x", *(["weight"] if weights else [])):
         ours = getattr(found, name).reshape(results[name].shape)
         assert (abs(ours - results[name]) <= 1e-6 * sizes[name]).all(), name
+
+
+@simulated
+def test_every_kernel_was_simulated() -> None:
+    from tests.cuda_kernels import SPECIALISATIONS
+    from tests.cuda_simulator import Simulator
+
+    assert {case.make().name.split()[0] for case in SPECIALISATIONS} <= Simulator.simulated
