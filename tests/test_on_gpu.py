@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 
 import mcelbo
-from mcelbo import gpu
+from benchmarks.workloads import WORKLOADS, Case, Workload, build
+from mcelbo import gpu, sampling
+from mcelbo.anydecoder import reduction
 from tests.gpu_cases import (
     BOUNDS,
     CPU,
@@ -28,6 +31,9 @@ from tests.gpu_cases import (
 )
 
 SAMPLERS = ("iid", "antithetic", "sobol")
+# in sizes that take large tiles, and several chunks
+LARGE = {workload.name: workload for workload in WORKLOADS}
+LARGE |= {f"{name}, more samples": replace(LARGE[name], samples=200) for name in ("affine", "mlp")}
 DRAW: dict[str, Any] = {"num_samples": 12, "seed": 2**40 + 5}
 
 
@@ -66,6 +72,17 @@ def test_every_sampler(sampler: str, dtype: torch.dtype, device: torch.device) -
     draw = {"sampler": sampler, "datum_offset": 3, "sample_offset": 6}
     for name in ("squared error, none", "learned scale"):
         compare(LOSSES[name], device, dtype, draw=draw)
+
+
+@on_gpu_alone
+@pytest.mark.parametrize("workload", LARGE.values(), ids=LARGE)
+def test_workloads(workload: Workload, device: torch.device) -> None:
+    def value_and_gradients(case: Case) -> list[torch.Tensor]:
+        given, draw = (case.x, case.mu, case.logvar, case.decoder), DRAW | {"num_samples": workload.samples}
+        loss = mcelbo.expected_squared_error(*given, **draw)
+        return [loss.detach(), *torch.autograd.grad(loss, case.inputs)]
+
+    assert_alike(value_and_gradients(build(workload, device=device)), value_and_gradients(build(workload)))
 
 
 @pytest.mark.parametrize("n", [1, 3, 1000])
@@ -208,6 +225,18 @@ def test_samples_decoded_in_chunks(device: torch.device) -> None:
         return mcelbo.expected_squared_error(i.x, i.mu, i.logvar, lambda z: i.decoder(z), **draw)
 
     compare(loss, device, draw={"num_samples": 20_000})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_decoded_without_kernels(sampler: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left where nothing of numba-cuda is installed: noise from the CPU, and plain operations."""
+    for module in (gpu, sampling, reduction):
+        monkeypatch.setattr(module, "obstacle", lambda device: "nothing is installed")
+
+    def loss(i: Inputs, **draw: Any) -> mcelbo.Bound:
+        return mcelbo.elbo(i.x, i.mu, i.logvar, lambda z: i.decoder(z), **draw)
+
+    compare(loss, device, draw={"sampler": sampler})
 
 
 def test_spreads(device: torch.device) -> None:
