@@ -189,7 +189,7 @@ def describe(device: torch.device, repeats: int = 7) -> Gpu:
     return Gpu(
         torch.cuda.get_device_name(device),
         capability,
-        str(supported_by_driver()),
+        supported_by_driver() or "unknown",
         2 * SIDE**3 / of_product,
         2 * COPIED / fastest(lambda: target.copy_(source)),
         megahertz,

@@ -1,10 +1,10 @@
 """The CUDA kernels that calls can reach, as lists for the tests of their machine code.
 
-All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option and the combinations
-that take registers: all activations and likelihoods with all gradients and with those of a training step, for the large
-tile, a smaller one and one of double precision; every tile with those of a training step; every other combination of a
-kernel's flags; every sampler and number of lanes; a thin pass over any number of latents in the shape with the fewest
-registers. `REPRESENTATIVE` has one of each kernel for each tile and precision.
+All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option, and of their
+combinations those that take registers. Of the last layer these are every output, for the large tile, a smaller one and
+one of double precision, and every tile, with all gradients, and with those of a training step or of the data without
+pixel weights, when registers hold a row of pixels. Thin passes have the shape that leaves the fewest registers.
+`REPRESENTATIVE` has one of each kernel for each tile and precision.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ DOUBLE = [tile for tile in TILES if tile._replace(groups=1) in (SMALL_DOUBLE, NA
 SMALLER = [tile for tile in TILES if tile._replace(groups=1) in (SMALL, NARROW)]
 REAL_OF = {tile: float64 if tile in DOUBLE else float32 for tile in TILES}
 TILED = list(REAL_OF.items())
+SIGMOID = ("sigmoid", "squared_error")
 OUTPUTS = [(name, cell) for cell, family in cells.BY_NAME.items() for name in family.outputs or ACTIVATIONS]
 # gradient, weighted, by_data, by_weight: each of the last two is a gradient, by_weight that of the weights
 FLAGS = [flags for flags in product((False, True), repeat=4) if flags[0] >= max(flags[2:]) and flags[1] >= flags[3]]
-TRAINING, EVERYTHING = (True, False, False, False), (True, True, True, True)
+TRAINING, OF_DATA, ALL = (True, False, False, False), (True, False, True, False), FLAGS[-1]
 LANES = (1, 2, 4, 8, 16, 32)
 ADDING = ("centre_errors", "residuals", "layer_gradient", "pixel_weight_gradient")
 SECOND_STAGE = ("datum.", "decoded.", "sums.", *[f"quadratic.{name}" for name in ADDING])
@@ -87,21 +88,20 @@ def _hidden() -> Iterator[Case]:
         yield _layer(layers.hidden, layers.Hidden(tile, real, "identity", False))
         for centred in (False, True):
             yield _layer(layers.hidden, layers.Hidden(tile, real, "relu", True, centred))
-    for turn, name in enumerate(ACTIVATIONS):
-        yield _layer(layers.hidden, layers.Hidden(*TILED[turn % len(TILED)], name, False))
-    for (tile, real), name in _tiled(ACTIVATIONS):
-        for centred in (False, True):
-            yield _layer(layers.hidden, layers.Hidden(tile, real, name, True, centred))
+    for turn, (tiled, name) in enumerate(_tiled([name for name in ACTIVATIONS if name != "relu"])):
+        yield _layer(layers.hidden, layers.Hidden(*tiled, name, True, turn % 2 == 0))
 
 
 def _last() -> Iterator[Case]:
-    for tiled in TILED:
-        yield _layer(layers.last, layers.Last(*tiled, "sigmoid", "squared_error", *TRAINING))
-    for turn, (tiled, flags) in enumerate(_tiled(FLAGS)):
+    others = [flags for flags in FLAGS if flags not in (TRAINING, OF_DATA, ALL)]
+    for turn, (tiled, flags) in enumerate(product((TILED[0], TILED[2], TILED[-1]), others)):
         yield _layer(layers.last, layers.Last(*tiled, *OUTPUTS[turn % len(OUTPUTS)], *flags))
+    for tiled, flags in product(TILED, (TRAINING, OF_DATA)):
+        yield _layer(layers.last, layers.Last(*tiled, *SIGMOID, *flags))
     for tiled, output in _tiled(OUTPUTS):
-        for flags in (TRAINING, EVERYTHING):
-            yield _layer(layers.last, layers.Last(*tiled, *output, *flags))
+        for flags in (TRAINING if tiled[0] == LARGE else OF_DATA, ALL):
+            if output != SIGMOID or flags == ALL:
+                yield _layer(layers.last, layers.Last(*tiled, *output, *flags))
 
 
 def _gradients() -> Iterator[Case]:
@@ -112,26 +112,23 @@ def _gradients() -> Iterator[Case]:
 
 def _thin() -> Iterator[Case]:
     samplers = (INJECTED, *SAMPLERS)
-    for turn, (name, cell) in enumerate(OUTPUTS):
-        latent, real = 1 + turn % thin.MOST_LATENTS, REALS[turn // 2 % 2]
-        shape = thin.shape_for(784, latent)
-        for gradient in (False, True):
-            spec = thin.Thin(real, name, cell, samplers[turn % 4], gradient, False, False, latent, *shape)
+    # of a training step on images
+    for latent, output in product(range(1, thin.MOST_LATENTS + 1), (SIGMOID, ("identity", "squared_error"))):
+        spec = thin.Thin(float32, *output, "iid", True, False, False, latent, *thin.shape_for(784, latent))
+        yield _case(thin.thin, spec, **spec._asdict())
+    turns = list(enumerate(product(range(1, thin.MOST_LATENTS + 1), REALS)))
+    # gradient, weighted, upstream
+    for flags in product((False, True), repeat=3):
+        for turn, (latent, real) in turns if all(flags) else turns[sum(flags) : 8 : 3]:
+            output, sampler = OUTPUTS[turn % len(OUTPUTS)], samplers[turn // 2 % 4]
+            spec = thin.Thin(real, *output, sampler, *flags, latent, thin.most_columns(latent), 128)
             yield _case(thin.thin, spec, **spec._asdict())
-    latents = range(1, thin.MOST_LATENTS + 1)
-    for latent, name in product(latents, ("sigmoid", "identity")):
-        shape = thin.shape_for(784, latent)
-        spec = thin.Thin(float32, name, "squared_error", "iid", True, False, False, latent, *shape)
-        yield _case(thin.thin, spec, **spec._asdict())
-    for turn, (latent, real) in enumerate(product(latents, REALS)):
-        output, sampler = OUTPUTS[turn % len(OUTPUTS)], samplers[turn // 2 % 4]
-        spec = thin.Thin(real, *output, sampler, True, True, True, latent, thin.most_columns(latent), 128)
-        yield _case(thin.thin, spec, **spec._asdict())
 
 
 def _quadratic() -> Iterator[Case]:
-    for tiled, flags in product(TILED, product((False, True), repeat=2)):
+    for tiled, flags in product(TILED, ((False, True), (True, False), (True, True))):
         yield _layer(quadratic.form, quadratic.Form(*tiled, *flags))
+    yield _layer(quadratic.form, quadratic.Form(LARGE, float32, False, False))
     for tile, real in TILED:
         yield _layer(backward.backward, backward.Backward(tile, real, False, True))
         for upstream in (False, True):
@@ -141,6 +138,9 @@ def _quadratic() -> Iterator[Case]:
 
 
 def _samples() -> Iterator[Case]:
+    for lanes, stage in product(LANES, STAGES):
+        options = {"sampler": "iid", "lanes": lanes, "stage": stage}
+        yield _case(datum.latent_gradient, "iid", float32, lanes, False, stage, real=float32, **options)
     for turn, (sampler, real) in enumerate(product((INJECTED, *SAMPLERS), REALS)):
         for centred in (False, True):
             yield _case(samples.draw, sampler, real, centred, real=real, sampler=sampler, centred=centred)
@@ -148,9 +148,6 @@ def _samples() -> Iterator[Case]:
         for stage, upstream in product(STAGES, (False, True)):
             options = {"sampler": sampler, "lanes": lanes, "upstream": upstream, "stage": stage}
             yield _case(datum.latent_gradient, sampler, real, lanes, upstream, stage, real=real, **options)
-    for lanes, stage in product(LANES, STAGES):
-        options = {"sampler": "iid", "lanes": lanes, "stage": stage}
-        yield _case(datum.latent_gradient, "iid", float32, lanes, False, stage, real=float32, **options)
 
 
 def _sums() -> Iterator[Case]:
@@ -197,6 +194,7 @@ _every = [
     *(*_quadratic(), *_form(), *_hidden(), *_last(), *_gradients(), *_thin()),
     *(*_samples(), *_noise(), *_sums(), *_decoded()),
 ]
-SPECIALISATIONS = list({case.name: case for case in _every}.values())
+# of a name that comes twice the last
+SPECIALISATIONS = list({case.name: case for case in reversed(_every)}.values())[::-1]
 # what does most comes last
 REPRESENTATIVE = list({(case.make.func, case.real, case.tile): case for case in SPECIALISATIONS}.values())

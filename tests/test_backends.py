@@ -20,7 +20,7 @@ from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import Draw
 from tests import cuda_targets  # isort: split
 
-from mcelbo_kernels.cuda import Recording
+from mcelbo_kernels.cuda import Recording, recording
 from mcelbo_kernels.cuda.seam import FORMATS, SLOT, flat
 
 
@@ -53,14 +53,14 @@ class TorchInterpreter(cuda_targets.Interpreter):
         return TorchMemory(torch.from_numpy(np.empty(count, dtype)), written=False)
 
     def repeat(
-        self, recording: Recording, inputs: Sequence[Tensor | None], numbers: Sequence[int]
+        self, recorded: Recording, inputs: Sequence[Tensor | None], numbers: Sequence[int]
     ) -> list[Tensor | None]:
-        """Launch what was recorded, every array in memory of its own."""
+        """Launch what was recorded, each array in memory of its own: of scratch up to where the next one begins."""
         given = [TorchMemory(tensor) for tensor in inputs if tensor is not None]
-        results = [None if place is None else self.empty(place.shape, place.dtype) for place in recording.results]
+        results = [None if place is None else self.empty(place.shape, place.dtype) for place in recorded.results]
         bases: list[Any] = [None, *given, "scratch", *[result for result in results if result is not None], *numbers]
-        of_scratch = recording.bases == 1 + len(given)
-        starts = [*sorted({*recording.constants[of_scratch].tolist()}), recording.size]
+        of_scratch = recorded.bases == 1 + len(given)
+        starts = [*sorted({*recorded.constants[of_scratch].tolist()}), recorded.size]
         scratch = {start: self.empty(end - start, np.uint8) for start, end in pairwise(starts)}
 
         def argument(kind: Any, constant: int, base: Any) -> Any:
@@ -72,9 +72,9 @@ class TorchInterpreter(cuda_targets.Interpreter):
                 return unpack_from(FORMATS[kind], constant.to_bytes(SLOT, "little", signed=True))[0]
             return self.uploaded.get(constant)
 
-        for kernel, blocks, first in recording.launches:
+        for kernel, blocks, first in recorded.launches:
             slots = enumerate(flat(kernel.signature), first)
-            values = [argument(kind, int(recording.constants[at]), bases[recording.bases[at]]) for at, kind in slots]
+            values = [argument(kind, int(recorded.constants[at]), bases[recorded.bases[at]]) for at, kind in slots]
             self.launch(kernel, blocks, *values)
         return [None if result is None else result.owner for result in results]
 
@@ -117,6 +117,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+NEED = [False, True, True, False, False, True, True, True, True]
+
+
 def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
     """Equal but for roundings of single precision; an empty one is one that nobody asked for."""
     for one, other in zip(ours, theirs, strict=True):
@@ -136,27 +139,43 @@ def test_sum_of_errors(name: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["antithetic", "sobol"])
 def test_other_offsets_repeat_what_was_recorded(sampler: str) -> None:
-    need, known = [False, True, True, False, False, True, True, True, True], set()
-    for offsets in ((0, 2), (2**31, 2), (7, 2**29 + 6)):
+    known = set()
+    for offsets in ((0, 4), (2**31, 4), (7, 2**29 + 8)):
         given = inputs(sampler=sampler, n=8, offsets=offsets)
-        *sums, gradients = backends.sum_of_errors_on_gpu(*given, need)
-        *expected, exact = backends.sum_of_errors_on_cpu(*given, need)
+        *sums, gradients = backends.sum_of_errors_on_gpu(*given, NEED)
+        *expected, exact = backends.sum_of_errors_on_cpu(*given, NEED)
         assert_close([*sums, *gradients], [*expected, *exact])
         known.add(backends.recorded.cache_info().misses)
     assert len(known) == 1
+    for offsets, message in {(2**32 - 2, 4): r"exceed 2\*\*32 data", (-1, 4): "datum_offset is -1"}.items():
+        with pytest.raises(ValueError, match=message):
+            backends.errors_on_gpu(*inputs(sampler=sampler, n=8, offsets=offsets))
 
 
-@pytest.mark.parametrize("name", ["iid", "sobol"])
-def test_more_launches_than_are_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, need = inputs(**CASES[name], offsets=(3, 5)), [True, True, True, False, False, True, True, True, True]
-    recorded = [*backends.sum_of_errors_on_gpu(*given, need)[:3], backends.errors_on_gpu(*given)]
+def test_more_points_than_there_are() -> None:
+    backends.errors_on_gpu(*inputs(sampler="sobol", n=8))
+    with pytest.raises(ValueError, match=r"has 2\*\*30 points in all"):
+        backends.errors_on_gpu(*inputs(sampler="sobol", n=8, offsets=(0, 2**30 - 4)))
+
+
+@pytest.fixture
+def _unrecorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every call have more launches than are recorded."""
     backends.recorded.cache_clear()
-    monkeypatch.setattr("mcelbo_kernels.cuda.recording.MOST_LAUNCHES", 2)
+    monkeypatch.setattr(recording, "MOST_LAUNCHES", 2)
     monkeypatch.setattr(TorchInterpreter, "repeat", None)
-    direct = [*backends.sum_of_errors_on_gpu(*given, need)[:3], backends.errors_on_gpu(*given)]
+    yield
     backends.recorded.cache_clear()
-    for one, other in zip(direct, recorded, strict=True):
-        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("_unrecorded")
+@pytest.mark.parametrize("name", ["iid", "sobol"])
+def test_more_launches_than_are_recorded(name: str) -> None:
+    given = inputs(**CASES[name], offsets=(3, 5))
+    *sums, gradients = backends.sum_of_errors_on_gpu(*given, NEED)
+    *expected, exact = backends.sum_of_errors_on_cpu(*given, NEED)
+    assert_close([*sums, *gradients], [*expected, *exact])
+    test_errors_and_their_gradients()
 
 
 def test_only_what_is_needed() -> None:

@@ -114,6 +114,14 @@ def test_too_few_registers_show_as_spills() -> None:
     assert crowded_out.spilled > 0
 
 
+def test_an_atomic_sum_shows_in_the_ptx() -> None:
+    def summed(numbers, i):
+        cuda.atomic.add(numbers, 0, numbers[i])
+
+    kernel = Kernel("summed", summed, (float32[:], int32), 128, 1)
+    assert ATOMIC.search(compiled(kernel, (9, 0)).ptx)
+
+
 def test_a_constant_in_double_precision_shows_in_the_ptx() -> None:
     def scaled(factor):
         def kernel(numbers, i):

@@ -44,7 +44,12 @@ class Log:
         self.launches.append((kernel.name, blocks, list(zip(kinds, slots, strict=True))))
 
 
-def problem_of(array: Any, widths: tuple[int, ...], output: str, batch: int, sampler: str, weights: int) -> Problem:
+OFFSETS = 3, 4
+
+
+def problem_of(
+    array: Any, offsets: tuple[int, ...], widths: tuple[int, ...], output: str, batch: int, sampler: str, weights: int
+) -> Problem:
     """Return a problem of arrays that `array` makes."""
     activations = [Activation("leaky_relu", 0.1)] * (len(widths) - 2) + [Activation(output)]
     layers = tuple(
@@ -53,7 +58,7 @@ def problem_of(array: Any, widths: tuple[int, ...], output: str, batch: int, sam
     )
     shapes = (batch, widths[-1]), (batch, widths[0]), (batch, widths[0])
     weight = array((weights, widths[-1]), REAL) if weights else None
-    return Problem(*(array(shape, REAL) for shape in shapes), layers, Draw(64, 0, sampler, 3, 4), weight)
+    return Problem(*(array(shape, REAL) for shape in shapes), layers, Draw(64, 0, sampler, *offsets), weight)
 
 
 def arrays_of(problem: Problem) -> list[Any]:
@@ -63,9 +68,9 @@ def arrays_of(problem: Problem) -> list[Any]:
 
 
 def repeated(recording: Recording, inputs: list[int]) -> list[tuple[str, tuple[int, int], list[tuple[Any, int]]]]:
-    """Return the launches with inputs at these addresses, and what a call makes beyond them."""
+    """Return the launches with inputs at these addresses, what a call makes beyond them, and the offsets."""
     results = [(1000 + i) << 32 for i in range(len(recording.results) - recording.results.count(None))]
-    slots = recording.constants + np.array([0, *inputs, 999 << 32, *results], np.int64)[recording.bases]
+    slots = recording.constants + np.array([0, *inputs, 999 << 32, *results, *OFFSETS], np.int64)[recording.bases]
     found = []
     for kernel, blocks, first in recording.launches:
         kinds = list(seam.flat(kernel.signature))
@@ -85,20 +90,21 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_repeated_launches_are_a_calls_own(name: str) -> None:
     log, case = Log(), CASES[name]
-    problem, seed = problem_of(log.array, *case), log.array((1,), np.int64)
+    problem, seed = problem_of(log.array, OFFSETS, *case), log.array((1,), np.int64)
     thin = len(problem.layers) == 1 and problem.mu.shape[1] < 9
     need = Need(not thin, problem.weight is not None and not thin, True, True, ((True, True),) * len(problem.layers))
     moments, gradients = value_and_gradients(problem, need, seed, log)
     own = [*moments, gradients.mu, gradients.layers[-1][0]]
 
-    stand_in = problem_of(Place, *case)
+    offsets = Given(0), Given(0)
+    stand_in = problem_of(Place, offsets, *case)
     inputs, place = [*arrays_of(stand_in), None], Place((1,), np.dtype(np.int64))
 
     def call(target: Any) -> list[Any]:
         moments, gradients = value_and_gradients(stand_in, need, place, target)
         return [*moments, gradients.mu, None, gradients.layers[-1][0]]
 
-    recording = record(call, [*inputs, place], [()] * 5, Log())
+    recording = record(call, [*inputs, place], [()] * 5, Log(), offsets)
     assert recording is not None
     addresses = [array.address for array in arrays_of(problem) if array is not None] + [seed.address]
     again = repeated(recording, addresses)

@@ -58,7 +58,7 @@ def test_a_cache_that_cannot_be_written_is_none(cache: Path, monkeypatch: pytest
 
 @pytest.mark.usefixtures("cache")
 def test_a_gpu_that_the_compiler_does_not_know() -> None:
-    expected = r"finish_errors was not compiled for compute capability 99.0 \(.*: the compiler comes with numba-cuda\["
+    expected = r"finish_errors was not compiled for compute capability 99.0 \(.*: the compiler comes with mcelbo\["
     with pytest.raises(RuntimeError, match=expected):
         seam.machine_code(sums.finish_errors(float32), (99, 0))
 

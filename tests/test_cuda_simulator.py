@@ -111,7 +111,7 @@ def test_value_and_gradients(name: str, tiny: None) -> None:
 
 @simulated
 def test_sums_over_rows_in_parts(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one datum with more samples than a block is taken to add up at once, so that others share them out."""
+    """Of one datum, whose samples several blocks share out: a block is said to add up few of them at once."""
     from mcelbo_kernels.cuda import layout, rows
 
     monkeypatch.setattr(layout, "FEWEST_ROWS", 1 << 20)

@@ -32,8 +32,8 @@ from tests.gpu_cases import (
 
 SAMPLERS = ("iid", "antithetic", "sobol")
 # in sizes that take large tiles, and several chunks
-LARGE = {workload.name: workload for workload in WORKLOADS}
-LARGE |= {f"{name}, more samples": replace(LARGE[name], samples=200) for name in ("affine", "mlp")}
+SIZES = {workload.name: workload for workload in WORKLOADS}
+SIZES |= {f"{name}, more samples": replace(SIZES[name], samples=200) for name in ("affine", "mlp")}
 DRAW: dict[str, Any] = {"num_samples": 12, "seed": 2**40 + 5}
 
 
@@ -75,7 +75,7 @@ def test_every_sampler(sampler: str, dtype: torch.dtype, device: torch.device) -
 
 
 @on_gpu_alone
-@pytest.mark.parametrize("workload", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("workload", SIZES.values(), ids=SIZES)
 def test_workloads(workload: Workload, device: torch.device) -> None:
     def value_and_gradients(case: Case) -> list[torch.Tensor]:
         given, draw = (case.x, case.mu, case.logvar, case.decoder), DRAW | {"num_samples": workload.samples}

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mcelbo.arguments import as_array
 from mcelbo.gpu import target_on
-from mcelbo.sobol import directions
+from mcelbo.sobol import check_sobol, directions
 from mcelbo_kernels import cpu
-from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Need, Problem
+from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Need, Problem, check_draw
 
 if TYPE_CHECKING:
     from mcelbo_kernels import cuda
@@ -167,19 +167,24 @@ def repeated(
     list of Tensor or None
         In the function's order.
     """
-    device, first = seed.device, tensors[0]
-    assert first is not None
+    device, (x, mu) = seed.device, tensors[:2]
+    assert x is not None
+    assert mu is not None
     shapes = tuple([None if tensor is None else tensor.shape for tensor in tensors])
-    if any(tensor is not None and tensor.dtype != first.dtype for tensor in tensors) or seed.dtype != torch.int64:
+    sampler, num_samples, datum_offset, sample_offset = settings[-4:]
+    if any(tensor is not None and tensor.dtype != x.dtype for tensor in tensors) or seed.dtype != torch.int64:
         raise TypeError("expected tensors of one dtype and a seed of int64")
-    if upstream is not None and upstream.shape != (len(first), settings[-3]):
-        raise ValueError(f"upstream has shape {tuple(upstream.shape)}: expected {(len(first), settings[-3])}")
+    if upstream is not None and upstream.shape != (len(x), num_samples):
+        raise ValueError(f"upstream has shape {tuple(upstream.shape)}: expected {(len(x), num_samples)}")
+    # a recording, which is repeated with any offsets, cannot check them
+    draw = Draw(num_samples, 0, sampler, datum_offset, sample_offset)
+    check_draw(draw, len(x), mu.shape[1], None)
+    check_sobol(draw, mu.shape[1])
     fixed = [tuple(each) if isinstance(each, list) else each for each in settings[:-2]]
-    num_samples, datum_offset, sample_offset = settings[-3:]
     inputs = (*tensors, seed.reshape(1), upstream)
     with target_on(device) as target:
-        # nothing else of the offsets decides what is launched
-        kind = name, device, str(first.dtype), shapes, (*fixed, sample_offset % 4), tuple(need)
+        # of the offsets this alone decides what is launched
+        kind = name, device, str(x.dtype), shapes, (*fixed, sample_offset % 4), tuple(need)
         recording = recorded(*kind)
         if recording is not None:
             return target.repeat(recording, inputs, (datum_offset, sample_offset))

@@ -95,7 +95,8 @@ def supported_by_driver() -> str | None:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
     except OSError:
         return None
-    return in_words(number.value)
+    # nothing where the library is that of a toolkit, which has no driver
+    return in_words(number.value) if number.value else None
 
 
 def installed(package: str) -> str | None:

@@ -153,7 +153,7 @@ def over_tile(
         `place`; `inside` tells whether the matrix has it, and `across` whether it has at least the column; `given` is
         the source's number, zero behind the last column, and that of the last valid row below it.
     leaves : sequence of bool
-        Which of the results, at most three, are stored.
+        Which of the results are stored.
     reads : bool
         Whether there is a source. A thread waits for the loads of a row at once; where it finishes few rows, so that it
         has registers for it, it loads the next one meanwhile.

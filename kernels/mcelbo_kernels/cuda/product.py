@@ -52,7 +52,7 @@ def product(tile: Tile, real: Any, left: Operand, right: Operand) -> Any:
         left = int32(end - begin)
         at_l = fetch_l(staged_l, left_source, start_l(left_source, begin + before), left, before)
         at_r = fetch_r(staged_r, right_source, start_r(right_source, begin + before), left, before)
-        # What is left tells whose turn of the two buffers it is, and the mask that no index is negative.
+        # Of the two buffers it is one's turn, as `left` tells; the mask tells the compiler that no index is negative.
         following = base + ((left >> shift) & 1) * of_slice
         put_l(staged_l, shared, following)
         put_r(staged_r, shared, following + of_left)

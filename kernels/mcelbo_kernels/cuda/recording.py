@@ -46,9 +46,9 @@ class Place:
 
 
 class Given(int):
-    """A number that may be another one whenever the launches are repeated: nothing else may be decided by it.
+    """A number that may be another one whenever the launches are repeated, so that it must not decide what they are.
 
-    It is known by its identity, so that it must reach the launches as it is.
+    It is known by its identity, and must reach the launches as it is.
     """
 
 
@@ -61,7 +61,7 @@ class Launch(NamedTuple):
 
 
 class TooManyLaunchesError(Exception):
-    """A call that would not gain from being recorded, and take much memory for it."""
+    """A call that would gain nothing from being recorded, and take much memory for it."""
 
 
 class Recorder:

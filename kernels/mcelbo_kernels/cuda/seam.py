@@ -200,8 +200,8 @@ def _compiled(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
     except Exception as problem:  # whatever a compiler that is not there, or older than the GPU, raises
         raise RuntimeError(
             f"{kernel.name.split()[0]} was not compiled for compute capability {major}.{minor} "
-            f"({type(problem).__name__}: {str(problem).strip()}): the compiler comes with numba-cuda[cu12] or "
-            "numba-cuda[cu13], that of the driver, and must be new enough to know the GPU"
+            f"({type(problem).__name__}: {str(problem).strip()}): the compiler comes with mcelbo[cu12] or "
+            "mcelbo[cu13], whichever the driver supports, and must be new enough to know the GPU"
         ) from problem
     return code, text.partition(".entry ")[2].partition("(")[0].strip()
 
