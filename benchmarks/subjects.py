@@ -89,7 +89,7 @@ def launches(task: Task) -> None:
     from benchmarks import gpu_kernels  # wants numba-cuda as well
 
     for workload in task.workloads:
-        title = f"{workload.name}: launches of value and gradients; what is of a GPU by name is predicted, unmeasured"
+        title = f"{workload.name}: launches of value and gradients; under a GPU's name: prediction, unmeasured"
         report.show(title, gpu_kernels.table(workload, task.device), task.console)
 
 
