@@ -1,9 +1,9 @@
 """The CUDA kernels that calls can reach, as lists for the tests of their machine code.
 
 All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option, and of their
-combinations those that take registers. Of the last layer these are every output, for the large tile, a smaller one and
-one of double precision, and every tile, with all gradients, and with those of a training step or of the data without
-pixel weights, when registers hold a row of pixels. Thin passes have the shape that leaves the fewest registers.
+combinations those that take registers. Of the last layer these are every output with all gradients, and with those of
+the data without pixel weights, when registers hold a row of pixels, for two tiles each by turns; and every tile with the
+gradients of a training step and of the data. Thin passes have the shape that leaves the fewest registers.
 `REPRESENTATIVE` has one of each kernel for each tile and precision.
 """
 
@@ -76,10 +76,10 @@ def _layer(make: Callable[..., Kernel], spec: Any) -> Case:
     return _case(make, spec, **spec._asdict())
 
 
-def _tiled(options: Sequence[Any]) -> Iterator[tuple[tuple[Tile, Any], Any]]:
-    """Yield each option with the large tile, and with a smaller one of each precision, by turns."""
+def _by_turns(options: Sequence[Any]) -> Iterator[tuple[tuple[Tile, Any], Any]]:
+    """Yield each option with the large tile, or one of double precision, and with a smaller one, all by turns."""
     for turn, option in enumerate(options):
-        for tile in (LARGE, SMALLER[turn % len(SMALLER)], DOUBLE[(turn + 1) % len(DOUBLE)]):
+        for tile in (DOUBLE[turn // 2 % len(DOUBLE)] if turn % 2 else LARGE, SMALLER[turn % len(SMALLER)]):
             yield (tile, REAL_OF[tile]), option
 
 
@@ -88,20 +88,21 @@ def _hidden() -> Iterator[Case]:
         yield _layer(layers.hidden, layers.Hidden(tile, real, "identity", False))
         for centred in (False, True):
             yield _layer(layers.hidden, layers.Hidden(tile, real, "relu", True, centred))
-    for turn, (tiled, name) in enumerate(_tiled([name for name in ACTIVATIONS if name != "relu"])):
-        yield _layer(layers.hidden, layers.Hidden(*tiled, name, True, turn % 2 == 0))
+    for turn, name in enumerate(name for name in ACTIVATIONS if name != "relu"):
+        yield _layer(layers.hidden, layers.Hidden(*TILED[turn % len(TILED)], name, True, turn % 2 == 0))
 
 
 def _last() -> Iterator[Case]:
     others = [flags for flags in FLAGS if flags not in (TRAINING, OF_DATA, ALL)]
-    for turn, (tiled, flags) in enumerate(product((TILED[0], TILED[2], TILED[-1]), others)):
-        yield _layer(layers.last, layers.Last(*tiled, *OUTPUTS[turn % len(OUTPUTS)], *flags))
+    for turn, (tiled, flags) in enumerate(product((TILED[0], TILED[2]), others)):
+        yield _layer(layers.last, layers.Last(*tiled, *OUTPUTS[turn], *flags))
     for tiled, flags in product(TILED, (TRAINING, OF_DATA)):
         yield _layer(layers.last, layers.Last(*tiled, *SIGMOID, *flags))
-    for tiled, output in _tiled(OUTPUTS):
-        for flags in (TRAINING if tiled[0] == LARGE else OF_DATA, ALL):
-            if output != SIGMOID or flags == ALL:
-                yield _layer(layers.last, layers.Last(*tiled, *output, *flags))
+    yield _layer(layers.last, layers.Last(*TILED[0], "identity", "squared_error", *TRAINING))
+    for tiled, output in _by_turns(OUTPUTS):
+        if output != SIGMOID:
+            yield _layer(layers.last, layers.Last(*tiled, *output, *OF_DATA))
+        yield _layer(layers.last, layers.Last(*tiled, *output, *ALL))
 
 
 def _gradients() -> Iterator[Case]:

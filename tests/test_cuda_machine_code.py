@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(not available(), reason="needs nvidia-cuda-nvcc 
 
 COMPILED = SPECIALISATIONS if os.environ.get("MCELBO_COMPILE_ALL") == "1" else REPRESENTATIVE
 MOST_REGISTERS, STATIC_SHARED = 255, 48 << 10
+MOST_SPILLED = 16  # bytes, see `Run.spills`
 LOCAL, ATOMIC = {"LDL", "STL"}, re.compile(r"\b(atom|red)\.")
 
 
@@ -43,6 +44,16 @@ class Run(NamedTuple):
         quick = self.case in REPRESENTATIVE and self.case.real == float32 and self.case.tile in (None, LARGE)
         return not quick or self.capability != (9, 0)
 
+    @property
+    def spills(self) -> bool:
+        """Whether the compiler may spill a few numbers outside of the main loop.
+
+        It does for 10.0, of the large tile's weighted pixels, with 128 registers for a thread. More of them would halve
+        how many blocks fit, there and elsewhere, for the sake of a store and a load.
+        """
+        name = self.case.name
+        return self.capability == (10, 0) and name.startswith("layers.last-large-") and "-weighted" in name
+
 
 RUNS = [Run(case, capability) for case in COMPILED for capability in CAPABILITIES]
 CHOSEN = [pytest.param(run, id=str(run), marks=(pytest.mark.slow,) if run.slow else ()) for run in RUNS]
@@ -52,22 +63,24 @@ CHOSEN = [pytest.param(run, id=str(run), marks=(pytest.mark.slow,) if run.slow e
 def test_machine_code(run: Run) -> None:
     kernel = run.case.make()
     code = compiled(kernel, run.capability)
-    assert_fits(kernel, code)
+    assert_fits(kernel, code, MOST_SPILLED if run.spills else 0)
     if run.case.single:
         assert ".f64" not in code.ptx
     if run.case.tile is not None:
         path = interior(code.blocks)
+        assert not {instruction.kind for instruction in path} & LOCAL
         assert_feeds_the_tile(run.case.tile, path)
         # in double precision, whose units take several cycles for an instruction, others find their time
         assert share(path) >= 0.7 or not run.case.single
 
 
-def assert_fits(kernel: Kernel, code: MachineCode) -> None:
-    """As many blocks fit as were meant to, nothing of a thread lies in memory, and sums have one order."""
+def assert_fits(kernel: Kernel, code: MachineCode, spilled: int) -> None:
+    """As many blocks fit as were meant to, no more of a thread lies in memory, and sums have one order."""
     resources = code.resources
     assert resources.registers <= min(MOST_REGISTERS, REGISTERS // (kernel.threads * kernel.blocks))
     assert resources.shared <= STATIC_SHARED
-    assert (resources.spilled, resources.stack) == (0, 0)
+    assert resources.stack <= spilled
+    assert resources.spilled <= 2 * spilled
     assert not ATOMIC.search(code.ptx)
 
 
