@@ -2,8 +2,8 @@
 
 All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option, and of their
 combinations those that take registers. Of the last layer these are every output with all gradients, and with those of
-the data without pixel weights, when registers hold a row of pixels, for two tiles each by turns; and every tile with the
-gradients of a training step and of the data. Thin passes have the shape that leaves the fewest registers.
+the data without pixel weights, when registers hold a row of pixels, for two tiles each by turns; and every tile with
+the gradients of a training step and of the data. Thin passes have the shape that leaves the fewest registers.
 `REPRESENTATIVE` has one of each kernel for each tile and precision.
 """
 
