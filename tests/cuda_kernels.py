@@ -1,9 +1,9 @@
 """The CUDA kernels that calls can reach, as lists for the tests of their machine code.
 
 All options together make some thousand kernels. `SPECIALISATIONS` has every choice of every option, and of their
-combinations those that take registers. Of the last layer these are every output with all gradients, and with those of
-the data without pixel weights, when registers hold a row of pixels, for two tiles each by turns; and every tile with
-the gradients of a training step and of the data. Thin passes have the shape that leaves the fewest registers.
+combinations those that take registers. Of the last layer these are every output, for two tiles each by turns, with all
+gradients, or those of the data without pixel weights, when registers hold a row of pixels; and every tile with the
+gradients of a training step and of the data. Thin passes have the shape that leaves the fewest registers.
 `REPRESENTATIVE` has one of each kernel for each tile and precision.
 """
 
@@ -99,10 +99,8 @@ def _last() -> Iterator[Case]:
     for tiled, flags in product(TILED, (TRAINING, OF_DATA)):
         yield _layer(layers.last, layers.Last(*tiled, *SIGMOID, *flags))
     yield _layer(layers.last, layers.Last(*TILED[0], "identity", "squared_error", *TRAINING))
-    for tiled, output in _by_turns(OUTPUTS):
-        if output != SIGMOID:
-            yield _layer(layers.last, layers.Last(*tiled, *output, *OF_DATA))
-        yield _layer(layers.last, layers.Last(*tiled, *output, *ALL))
+    for turn, (tiled, output) in enumerate(_by_turns(OUTPUTS)):
+        yield _layer(layers.last, layers.Last(*tiled, *output, *(OF_DATA if turn % 4 == 3 else ALL)))
 
 
 def _gradients() -> Iterator[Case]:
@@ -127,13 +125,13 @@ def _thin() -> Iterator[Case]:
 
 
 def _quadratic() -> Iterator[Case]:
-    for tiled, flags in product(TILED, ((False, True), (True, False), (True, True))):
-        yield _layer(quadratic.form, quadratic.Form(*tiled, *flags))
-    yield _layer(quadratic.form, quadratic.Form(LARGE, float32, False, False))
+    for slope in (False, True):
+        yield _layer(quadratic.form, quadratic.Form(LARGE, float32, False, slope))
+    for tiled, slope in product(TILED, (False, True)):
+        yield _layer(quadratic.form, quadratic.Form(*tiled, True, slope))
     for tile, real in TILED:
         yield _layer(backward.backward, backward.Backward(tile, real, False, True))
-        for upstream in (False, True):
-            yield _layer(backward.weight_gradient, backward.WeightGradient(tile, real, upstream, True))
+        yield _layer(backward.weight_gradient, backward.WeightGradient(tile, real, True, True))
         if real == float64:
             yield _layer(backward.backward, backward.Backward(tile, real, False, True, float32))
 

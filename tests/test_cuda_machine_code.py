@@ -48,11 +48,10 @@ class Run(NamedTuple):
     def spills(self) -> bool:
         """Whether the compiler may spill a few numbers outside of the main loop.
 
-        It does for 10.0, of the large tile's weighted pixels, with 128 registers for a thread. More of them would halve
-        how many blocks fit, there and elsewhere, for the sake of a store and a load.
+        It does for 10.0, of the last layer's large tile, with 128 registers for a thread. More of them would halve how
+        many blocks fit, there and elsewhere, for the sake of a few stores and loads.
         """
-        name = self.case.name
-        return self.capability == (10, 0) and name.startswith("layers.last-large-") and "-weighted" in name
+        return self.capability == (10, 0) and self.case.name.startswith("layers.last-large-")
 
 
 RUNS = [Run(case, capability) for case in COMPILED for capability in CAPABILITIES]
