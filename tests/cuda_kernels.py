@@ -129,9 +129,10 @@ def _quadratic() -> Iterator[Case]:
         yield _layer(quadratic.form, quadratic.Form(LARGE, float32, False, slope))
     for tiled, slope in product(TILED, (False, True)):
         yield _layer(quadratic.form, quadratic.Form(*tiled, True, slope))
+    yield _layer(backward.weight_gradient, backward.WeightGradient(LARGE, float32, True, True))
     for tile, real in TILED:
         yield _layer(backward.backward, backward.Backward(tile, real, False, True))
-        yield _layer(backward.weight_gradient, backward.WeightGradient(tile, real, True, True))
+        yield _layer(backward.weight_gradient, backward.WeightGradient(tile, real, False, True))
         if real == float64:
             yield _layer(backward.backward, backward.Backward(tile, real, False, True, float32))
 
