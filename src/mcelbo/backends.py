@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mcelbo.arguments import as_array
 from mcelbo.gpu import target_on
-from mcelbo.sobol import check_sobol, directions
+from mcelbo.sobol import directions
 from mcelbo_kernels import cpu
 from mcelbo_kernels.problem import Activation, Draw, Gradients, Layer, Need, Problem, check_draw
 
@@ -177,9 +177,9 @@ def repeated(
     if upstream is not None and upstream.shape != (len(x), num_samples):
         raise ValueError(f"upstream has shape {tuple(upstream.shape)}: expected {(len(x), num_samples)}")
     # a recording, which is repeated with any offsets, cannot check them
-    draw = Draw(num_samples, 0, sampler, datum_offset, sample_offset)
-    check_draw(draw, len(x), mu.shape[1], None)
-    check_sobol(draw, mu.shape[1])
+    latent = mu.shape[1]
+    draw = Draw(num_samples, 0, sampler, datum_offset, sample_offset, directions=directions(sampler, latent))
+    check_draw(draw, len(x), latent, None)
     fixed = [tuple(each) if isinstance(each, list) else each for each in settings[:-2]]
     inputs = (*tensors, seed.reshape(1), upstream)
     with target_on(device) as target:
@@ -208,7 +208,8 @@ def recorded(
 
     real, (*fixed, sample_offset) = np.dtype(dtype.removeprefix("torch.")), settings
     places = [None if shape is None else cuda.Place(tuple(shape), real) for shape in shapes]
-    upstream = cuda.Place((len(places[0]), fixed[-1]), real) if name == "gradients" and places[0] is not None else None
+    (errors,) = shapes_of_results("errors", shapes, fixed[-1])
+    upstream = cuda.Place(errors, real) if name == "gradients" else None
     inputs = [*places, cuda.Place((1,), np.dtype(np.int64)), upstream]
     offsets = cuda.Given(0), cuda.Given(sample_offset)
 
