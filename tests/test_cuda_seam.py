@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,31 @@ def test_a_gpu_that_the_compiler_does_not_know() -> None:
     expected = r"finish_errors was not compiled for compute capability 99.0 \(.*: the compiler comes with mcelbo\["
     with pytest.raises(RuntimeError, match=expected):
         seam.machine_code(sums.finish_errors(float32), (99, 0))
+
+
+def test_threads_that_load_a_kernel_at_once_launch_the_same(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, found = Barrier(2), list[Any]()
+
+    class Slow:
+        """A library, of which both threads load one before either goes on."""
+
+        @staticmethod
+        def from_cubin(_code: bytes) -> Slow:
+            together.wait(10)
+            return Slow()
+
+        def get_kernel(self, _entry: str) -> Any:
+            return SimpleNamespace(handle=id(self))
+
+    monkeypatch.setattr("cuda.core.ObjectCode", Slow)
+    monkeypatch.setattr(seam, "machine_code", lambda *_: (b"", "entry"))
+    kernel = seam.Kernel("name", lambda: None, (), 64, 1)
+    threads = [Thread(target=lambda: found.append(seam._loaded(kernel, (8, 0)))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] is found[1]
 
 
 class Driver:

@@ -206,6 +206,9 @@ def _compiled(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
     return code, text.partition(".entry ")[2].partition("(")[0].strip()
 
 
+_LOADED: dict[tuple[Kernel, tuple[int, int]], tuple[Any, Any]] = {}
+
+
 @cache
 def _loaded(kernel: Kernel, capability: tuple[int, int]) -> tuple[Any, Any]:
     """Return a kernel as the driver takes it, for any device of the capability, and what keeps it loaded."""
@@ -214,7 +217,8 @@ def _loaded(kernel: Kernel, capability: tuple[int, int]) -> tuple[Any, Any]:
 
     code, entry = machine_code(kernel, capability)
     loaded = ObjectCode.from_cubin(code).get_kernel(entry)
-    return driver.CUfunction(int(loaded.handle)), loaded
+    # Of what two threads load at once the first counts: the other is unloaded, for want of anybody who keeps it.
+    return _LOADED.setdefault((kernel, capability), (driver.CUfunction(int(loaded.handle)), loaded))
 
 
 def driver_version() -> int:
