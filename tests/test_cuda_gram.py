@@ -240,3 +240,9 @@ def test_where_it_is_to_cost_less() -> None:
     assert choice.pays(128, 100_000, 1500, 784)
     assert not choice.pays(128, 100_000, 1600, 784)
     assert not choice.pays(128, 100_000, 800, 784, gradient=False)
+
+
+def test_a_batch_whose_matrices_would_fill_the_memory() -> None:
+    largest = choice.MOST_OF_A_BATCH // 784
+    assert choice.pays(largest, 100_000, 512, 784)
+    assert not choice.pays(largest + 1, 100_000, 512, 784)
