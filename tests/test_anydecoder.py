@@ -218,6 +218,21 @@ def test_backward_twice_with_two_upstream_gradients(how: Callable[..., Any], mak
 
 
 @pytest.mark.usefixtures("cut_or_whole")
+@pytest.mark.parametrize("how", [sum_of_errors, errors])
+def test_upstream_gradients_in_a_batch(how: Callable[..., Any]) -> None:
+    d = data()
+    made = image_mlp(d)
+    result = how(d.arguments(), made.decoder)
+    result = result.total if how is sum_of_errors else result
+    upstreams = torch.randn(3, *result.shape, dtype=result.dtype)
+    leaves = [leaf for leaf in leaves_of(made, d) if leaf.requires_grad]
+    batched = torch.autograd.grad(result, leaves, upstreams, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(result, leaves, upstream, retain_graph=True) for upstream in upstreams]
+    for found, *expected in zip(batched, *each, strict=True):
+        assert_close(found, torch.stack(expected))
+
+
+@pytest.mark.usefixtures("cut_or_whole")
 @pytest.mark.parametrize("make", [image_mlp, function_of_a_result])
 @pytest.mark.parametrize("how", [sum_of_errors, errors])
 def test_a_second_derivative_raises(how: Callable[..., Any], make: Callable[[Data], Made]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from mcelbo.arguments import as_array
-from mcelbo.autograd import refuse_second_derivative, scaled
+from mcelbo.autograd import has_memory, refuse_second_derivative, scaled
 from mcelbo.backends import decoded_errors_on_gpu
 from mcelbo.gpu import obstacle
 from mcelbo_kernels.cpu.pixels import decoded_errors as decoded_errors_of_arrays
@@ -93,7 +93,7 @@ class _Errors(Function):
         if upstream is None:
             return (None,) * 5
         need = ctx.needs_input_grad[1:4]
-        inputs = (upstream, ctx.cell, *ctx.saved_tensors, need, ctx.kernel)
+        inputs = (upstream, ctx.cell, *ctx.saved_tensors, need, ctx.kernel and has_memory(upstream))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             gradients = _Gradients.apply(*inputs)  # type: ignore[no-untyped-call]
         else:
