@@ -23,6 +23,7 @@ from tests.test_grid import assert_gradients, assert_same, slack
 from tests.torch_twin import named
 
 layout = pytest.importorskip("mcelbo_kernels.cuda.layout")
+schedule = pytest.importorskip("mcelbo_kernels.cuda.schedule")
 plan = pytest.importorskip("mcelbo_kernels.cuda.plan")
 
 Array = Any
@@ -213,6 +214,15 @@ def test_the_cpu_computes_the_same() -> None:
     problem = stack((3, 17, 70), 3, Draw(20, 5))
     on_cpu, on_gpu = cpu.errors(problem), cuda.errors(problem)
     np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-5)
+
+
+def test_only_a_mean_has_moments() -> None:
+    problem = stack((3, 7), 2, Draw(4, 5))
+    given, target = (cuda.on_device(problem), Need.everything(problem), cuda.seed_of(problem)), cuda.Interpreter()
+    weights = cuda.DeviceMemory(np.ones((2, 4), np.float32))
+    for options, made in (({}, True), ({"upstream": weights}, False), ({"errors": target.empty(8, np.float32)}, False)):
+        call = schedule.Call(*given, target, **options)
+        assert {place is not None for place in (*call.moments, call.waiting.moments)} == {made}
 
 
 def test_upstream_of_another_shape_is_refused() -> None:

@@ -73,6 +73,11 @@ class Kind(NamedTuple):
         return few and not (self.quadratic or self.need.x or self.need.weight)
 
     @property
+    def summed(self) -> bool:
+        """Whether the errors are summed up for each datum."""
+        return not (self.keep or self.upstream)
+
+    @property
     def lowest(self) -> int:
         """The first layer whose da is needed: -1 where dz is."""
         if self.need.mu or self.need.logvar:

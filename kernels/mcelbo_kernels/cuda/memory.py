@@ -63,8 +63,9 @@ def chunk_memory(plan: Plan, target: Target) -> Chunk:
         plan.row_parts(index, rows) * outputs * (inputs + 1)
         for index, (inputs, outputs) in enumerate(pairwise(kind.widths))
     )
-    sums = (plan.moments, True), (plan.latents, kind.lowest < 0), (plan.x, need.x), (plan.weight, need.weight)
-    left = max(each.left(rows) for each, needed in sums if needed)
+    errors, latents = (plan.moments, kind.summed), (plan.latents, kind.lowest < 0)
+    sums = errors, latents, (plan.x, need.x), (plan.weight, need.weight)
+    left = max((each.left(rows) for each, needed in sums if needed), default=0)
     of_parts = [
         0 if item is None or item.parts == 1 else item.parts * width
         for item, width in zip(plan.backward[1:], kind.widths[1:], strict=False)
@@ -92,7 +93,7 @@ def waiting_memory(plan: Plan, target: Target) -> Waiting:
         return target.empty(count, WIDE) if needed else None
 
     return Waiting(
-        moments=place(3 * kind.batch),
+        moments=place(3 * kind.batch, kind.summed),
         latents=place(2 * kind.batch * latent, kind.lowest < 0),
         x=place(kind.batch * pixels, need.x),
         weight=place(kind.weights * pixels, need.weight),
@@ -104,14 +105,14 @@ def waiting_memory(plan: Plan, target: Target) -> Waiting:
 
 
 def places_of_results(plan: Plan, target: Target) -> tuple[Moments, Gradients]:
-    """Make the places of a call's moments and gradients, flat."""
+    """Make the places of a call's moments and gradients, flat; those that nobody needs are None."""
     kind, need, latents = plan.kind, plan.kind.need, plan.kind.lowest < 0
     latent, pixels = kind.widths[0], kind.widths[-1]
 
-    def place(count: int, needed: bool) -> Any:
-        return target.empty(count, kind.dtype) if needed else None
+    def place(count: int, needed: bool, dtype: Any = kind.dtype) -> Any:
+        return target.empty(count, dtype) if needed else None
 
-    mean, squares = (target.empty(kind.batch, WIDE) for _ in range(2))
+    mean, squares = (place(kind.batch, kind.summed, WIDE) for _ in range(2))
     return Moments(mean, squares), Gradients(
         x=place(kind.batch * pixels, need.x),
         weight=place(kind.weights * pixels, need.weight),

@@ -33,7 +33,8 @@ def errors(problem: Problem, seed: Any, target: Target) -> Any:
     Parameters
     ----------
     problem : Problem
-        Whose arrays lie in the device's memory, row after row; its draw's seed does not count.
+        Whose arrays lie in the device's memory, row after row; its draw's seed does not count. Without data nothing is
+        launched, and results hold whatever the memory held.
     seed : array of int64, shape (1,)
         Read by the kernels.
     target : Target

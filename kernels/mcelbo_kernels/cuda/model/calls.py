@@ -37,7 +37,6 @@ def launches(kind: Kind, registers: Mapping[str, int] = REGISTERS_TAKEN, algorit
         Its samples begin at a multiple of four.
     registers : mapping from kernels' first names to int
         Registers of a thread where they are known; others take what the launch bounds leave.
-
     algorithm : {"grid", "gram"}
         As of `algorithms.value_and_gradients`.
     """
