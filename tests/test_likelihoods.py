@@ -224,6 +224,23 @@ def test_the_scale_of_an_excluded_pixel_does_not_matter(decoder: str, bad: float
         assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
 
 
+@by_decoder
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_excluded_pixel_leaves_its_scale_to_the_other_data(decoder: str, bad: float) -> None:
+    case = Case(decoder)
+    assert case.weight is not None
+    with torch.no_grad():
+        case.weight[0, 0, 1] = 0
+
+    def gradient(pixel: float) -> Tensor:
+        sigma = torch.full(IMAGE, 0.5, dtype=torch.float64, requires_grad=True)
+        with torch.no_grad():
+            case.x[0, 0, 1] = pixel
+        return torch.autograd.grad(case.elbo(Gaussian(sigma)).loss, sigma)[0]
+
+    torch.testing.assert_close(gradient(bad), gradient(0.3))
+
+
 def test_a_mask_has_its_gradient_where_it_is_zero() -> None:
     case, sigma = Case("fused"), torch.full(IMAGE, 0.2, dtype=torch.float64)
     assert case.weight is not None

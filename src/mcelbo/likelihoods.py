@@ -23,7 +23,8 @@ def scalar(name: str, value: object, smallest: str) -> Scalar:
         return value.reshape(())
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {value!r}: expected a float or a scalar tensor")
-    if not math.isfinite(value) or value < 0 or (value == 0 and smallest != ">= 0"):
+    # by comparisons alone, which the compiler can trace where the number differs from call to call
+    if not 0 <= value < math.inf or (value == 0 and smallest != ">= 0"):
         raise ValueError(f"{name} is {value}: expected a finite {name} {smallest}")
     return float(value)
 
@@ -116,7 +117,10 @@ class Gaussian(Likelihood):
         return LogDensity(2 * variance, pixels / 2 * (math.log(2 * math.pi) + log_variance))
 
     def _of_pixels(self, arguments: Arguments) -> Tensor | None:
-        """Return the scales of the pixels, (B or 1, m), or None for a single one; a weight of 0 replaces a bad one."""
+        """Return the scales of the pixels, (B or 1, m), or None for a single one.
+
+        A pixel of weight 0 has no say in its scale, and a bad scale is replaced there.
+        """
         sigma, x, weight = self.sigma, arguments.x, arguments.weight
         if not isinstance(sigma, Tensor) or sigma.numel() == 1:
             return None
@@ -127,9 +131,12 @@ class Gaussian(Likelihood):
         sigma = sigma.unsqueeze(0) if listed else flat_pixels("sigma", sigma, shape)
         if weight is None:
             return sigma
-        unused = (weight == 0) & ~(sigma.log() / sigma.square()).isfinite()
-        # not torch.where, whose derivative copies a number to a GPU and waits for it
-        return sigma.expand_as(unused).masked_fill(unused, 1.0)
+        excluded = weight == 0
+        bad = excluded & ~(sigma.log() / sigma.square()).isfinite()
+        # Its gradient would be 0 times that of its weight, which is what the pixel holds. Not by torch.where, whose
+        # derivative copies a number to a GPU and waits for it.
+        held = sigma.detach().expand_as(bad).masked_fill(bad, 1.0).masked_fill(~excluded, 0.0)
+        return sigma.expand_as(bad).masked_fill(excluded, 0.0) + held
 
     def _variance(self, total: Tensor, pixels: Scalar) -> tuple[Scalar, Scalar]:
         """Return s^2 and log s^2 for a batch's sum of mean errors and its number of pixels."""
