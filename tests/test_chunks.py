@@ -90,6 +90,30 @@ def test_batch_norm_sees_the_batch_that_it_sees_in_eager(
         torch.testing.assert_close(our, their)
 
 
+def normalised(layer: nn.Module) -> nn.Module:
+    """A decoder whose hidden layer is normalised."""
+    return nn.Sequential(nn.Linear(LATENT, 9), layer, nn.Flatten(), nn.Linear(9, PIXELS)).double()
+
+
+def called(module: nn.Module) -> Decoder:
+    """A function around a module."""
+    return lambda z: module(z)
+
+
+@pytest.mark.parametrize("how", [sum_of_errors, errors])
+def test_a_function_around_batch_norm_warns(how: Callable[..., Any]) -> None:
+    module, a = normalised(nn.BatchNorm1d(9)), data().arguments()
+    with cut_by(CUT), pytest.warns(UserWarning, match="normalises samples by the statistics of those beside them"):
+        how(a, called(module))
+    # nothing else warns, which would be an error
+    with cut_by(WHOLE):
+        how(a, called(module))
+    of_images = nn.Sequential(nn.Unflatten(1, (1, 9)), nn.InstanceNorm1d(1))
+    for other in (module.eval(), normalised(of_images), normalised(nn.LayerNorm(9))):
+        with cut_by(CUT):
+            how(a, called(other))
+
+
 class Scaled(nn.Module):
     """Multiplies by a scale of its own and a random mask, which it notes."""
 

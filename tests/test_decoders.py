@@ -127,7 +127,7 @@ REFUSED: list[tuple[Any, str]] = [
     (linear(nn.Flatten(0, -1)), "decoder.1 (Flatten(start_dim=0, end_dim=-1)) is not among the layers"),
     (Doubled(2, 6), "it starts with decoder (Doubled)"),
     (linear(Doubled(6, 6)), "decoder.1 (Doubled("),
-    (nn.LazyLinear(6), "decoder (LazyLinear) has hooks"),
+    (nn.LazyLinear(6), "decoder (LazyLinear) knows its shape only after a first call"),
     (with_own_forward(), "decoder (Linear) has a forward method of its own"),
     (with_hook("register_forward_hook", lambda *_: None), "decoder.0 (Linear) has hooks"),
     (with_hook("register_forward_pre_hook", lambda *_: None), "decoder.0 (Linear) has hooks"),

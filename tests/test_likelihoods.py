@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -54,7 +55,8 @@ def density(likelihood: Likelihood, total: Tensor, pixels: int) -> Tensor:
 def test_the_density_is_a_normals(sigma: float, pixels: int, seed: int) -> None:
     r = torch.randn(pixels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     expected = Normal(torch.zeros_like(r), sigma).log_prob(r).sum()
-    for scale in (sigma, torch.tensor(sigma, dtype=torch.float64), torch.tensor([sigma], dtype=torch.float64)):
+    tensor = torch.tensor(sigma, dtype=torch.float64)
+    for scale in (sigma, np.float64(sigma), tensor, tensor.reshape(1)):
         torch.testing.assert_close(density(Gaussian(scale), r.square().sum(), pixels), expected)
 
 
@@ -63,6 +65,12 @@ def test_no_scale_beats_the_optimal_one(sigma: float, seed: int) -> None:
     total = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
     best = density(Gaussian("optimal"), total, 3)
     assert density(Gaussian(sigma), total, 3) <= best + 1e-12 * best.abs()
+
+
+@pytest.mark.parametrize("number", [np.float32(2), np.float16(2), np.int64(2)])
+def test_numbers_of_numpy_are_numbers(number: Any) -> None:
+    total = torch.tensor(3.0)
+    assert torch.equal(density(Gaussian(number), total, 3), density(Gaussian(2.0), total, 3))
 
 
 def test_a_tensor_scale_takes_the_dtype_of_the_errors() -> None:

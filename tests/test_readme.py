@@ -18,8 +18,6 @@ def test_the_python_blocks_run() -> None:
     namespace: dict[str, object] = {}
     for block in blocks:
         exec(block, namespace)
-        # each block may run backward through the encoder, which torch allows once
-        exec("mu, logvar = encoder(x).chunk(2, dim=1)", namespace)
     loss = namespace["loss"]
     assert isinstance(loss, torch.Tensor)
     assert loss.item() > 0

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from mcelbo.arguments import Arguments, check_tensor, promote
 from mcelbo.gpu import has_kernels, require
@@ -266,6 +267,8 @@ def _collect(name: str, part: Decoder, leaves: list[tuple[str, nn.Module]]) -> s
         return f"{name} is not a module but another callable"
     kind = type(part)
     if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        if isinstance(part, LazyModuleMixin):
+            return f"{name} ({kind.__name__}) knows its shape only after a first call"
         return f"{name} ({kind.__name__}) has hooks, which a fused pass would not call"
     if kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo"):
         return _collect(name, part._orig_mod, leaves)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def scalar(name: str, value: object, smallest: str) -> Scalar:
             came = f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
             raise TypeError(f"{name} is {came}: expected one floating-point number")
         return value.reshape(())
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} is {value!r}: expected a float or a scalar tensor")
     # by comparisons alone, which the compiler can trace where the number differs from call to call
     if not 0 <= value < math.inf or (value == 0 and smallest != ">= 0"):
@@ -60,8 +61,9 @@ class Gaussian(Likelihood):
     ----------
     sigma : float, Tensor or "optimal"
         The pixel scale s, in the units of x. A scalar tensor is a learned scale through which gradients flow; make it
-        positive, as `log_sigma.exp()` is (a negative one gives NaN). A larger tensor has a scale for each pixel, and
-        gradients flow through it likewise: of shape (m,), or any that broadcasts to that of x, such as (C, H, W).
+        positive, as `log_sigma.exp()` is (a negative one gives NaN), and anew in every step. A larger tensor has a
+        scale for each pixel, and gradients flow through it likewise: of shape (m,), or any that broadcasts to that of
+        x, such as (C, H, W).
         "optimal" is the one scale that maximises the likelihood of the batch: s^2 is the squared error averaged over
         its pixels, samples and data. The loss is then (M/2) log s^2 up to constants for M pixels in the batch, and so
         is its gradient; it has no value where the fit is perfect.

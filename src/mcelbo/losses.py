@@ -46,11 +46,14 @@ def expected_squared_error(
         The posterior's mean and log variance, both (B, d). `logvar` is log sigma^2: for a standard deviation pass
         `2 * std.log()`, for a distribution see `posterior_parameters`.
     decoder : callable
-        Maps (N, d) to (N, m) or (N, ...); see `explain` for what is fused.
+        Maps (N, d) to (N, m) or (N, ...); see `explain` for what is fused. Any other runs on chunks of samples, none of
+        which may depend on the chunk that it is in. A module with BatchNorm layers in training mode runs on all samples
+        at once, as its statistics ask for.
     num_samples : int
         The number n of samples per datum.
     weight : Tensor, optional
         Pixel weights w >= 0 that broadcast to x, such as a mask; a weight of 0 excludes the pixel whatever it holds.
+        (The gradient of such a weight itself is what the pixel would add.)
     reduction : {"mean", "batchmean", "sum", "none"}
         "none": T, shape (B, n). "sum": the sum over the data of the mean over the samples. "batchmean": that, divided
         by B. "mean": the sum, divided by the sum of all weights, which is B m without weights; what `F.mse_loss` of
@@ -58,8 +61,9 @@ def expected_squared_error(
     eps : Tensor, optional
         Noise of your own, shape (B, n, d), in place of what the following describe. No gradient flows to it.
     sampler : {"iid", "antithetic", "sobol"}
-        "antithetic" draws pairs of opposite samples. "sobol" draws scrambled Sobol points, whose mean has a far smaller
-        error where the decoder is smooth and there are few latents; powers of two suit them best. See `noise`.
+        "antithetic" draws pairs of opposite samples, so that n must be even. "sobol" draws scrambled Sobol points,
+        whose mean has a far smaller error where the decoder is smooth and there are few latents; powers of two suit
+        them best. See `noise`.
     seed : int or 0-d int64 Tensor, optional
         By default one is drawn from torch's generator, so `torch.manual_seed` governs.
     generator : torch.Generator, optional
@@ -132,7 +136,8 @@ class ELBOLoss(nn.Module):
     ----------
     num_samples, likelihood, beta, bound, gradient, sampler
         As for `elbo`; they are plain attributes, so that `beta` can be annealed. A learned scale in `likelihood` is
-        not registered here either: give it to the optimiser yourself.
+        not registered here either: give it to the optimiser yourself, and where it is computed, as `log_sigma.exp()`
+        is, set `criterion.likelihood = Gaussian(log_sigma.exp())` before each call, because backward frees its graph.
 
     Raises
     ------

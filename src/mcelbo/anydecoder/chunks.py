@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
@@ -27,6 +28,10 @@ BUDGET = 64 * 2**20
 # than one chunk the first takes this share of the budget, and shows how much more the graph really holds.
 ASSUMED = 8
 FIRST_SHARE = 1 / 8
+MIXED = (
+    "the decoder normalises samples by the statistics of those beside them, which are here the samples of a chunk: "
+    "pass a module with BatchNorm layers itself, not a function that calls it, and it decodes all samples at once"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +125,8 @@ class Plan:
             return Decoded(spread, y, source, None)
         found = survey(y, len(samples), None if source is None else source.node, since)
         self._graph_size = max(self._graph_size, found.size // max(1, len(samples)))
+        if found.mixed and chunk.leads:
+            warnings.warn(MIXED, stacklevel=2)
         return Decoded(spread, y, source, found)
 
     def _check(self, y: object, samples: int) -> None:

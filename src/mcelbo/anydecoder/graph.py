@@ -26,11 +26,14 @@ class Survey(NamedTuple):
         Whether the graph can be run backward at once, apart from the caller's: it was built wholly within the call.
     size : int
         Bytes of all results of one row for each sample.
+    mixed : bool
+        Whether samples were normalised by the statistics of those beside them.
     """
 
     leaves: tuple[Tensor, ...]
     separable: bool
     size: int
+    mixed: bool
 
 
 def now() -> int:
@@ -42,8 +45,8 @@ def now() -> int:
 def survey(y: Tensor, samples: int, source: Node | None, since: int) -> Survey:
     """Walk the graph of y down to `source`, the node of its samples; nodes numbered below `since` are the caller's."""
     if not y.requires_grad:
-        return Survey((), True, 0)
-    leaves, separable, size = [], True, 0
+        return Survey((), True, 0, False)
+    leaves, separable, size, mixed = [], True, 0, False
     for node in _behind([get_gradient_edge(y).node], source):
         if node.name() == LEAF:
             leaf: Tensor = node.variable  # type: ignore[attr-defined]
@@ -52,12 +55,16 @@ def survey(y: Tensor, samples: int, source: Node | None, since: int) -> Survey:
             separable &= not leaf._backward_hooks
         elif _number(node) < since or node.name() in INSEPARABLE:
             separable = False
-        size += sum(
-            prod(output.shape) * output.dtype.itemsize
+        of_samples = [
+            output
             for output in getattr(node, "_input_metadata", ())
             if len(output.shape) > 1 and output.shape[0] == samples
-        )
-    return Survey(tuple(leaves), separable, size)
+        ]
+        size += sum(prod(output.shape) * output.dtype.itemsize for output in of_samples)
+        # Instance normalisation is one of a single row: it is only of several samples that a batch's is known.
+        if "BatchNormBackward" in node.name() and samples > 1 and of_samples:
+            mixed |= bool(getattr(node, "_saved_training", False))
+    return Survey(tuple(leaves), separable, size, mixed)
 
 
 def reaches(source: Node, leaves: Iterable[Tensor]) -> bool:
