@@ -61,7 +61,7 @@ def survey(y: Tensor, samples: int, source: Node | None, since: int) -> Survey:
             if len(output.shape) > 1 and output.shape[0] == samples
         ]
         size += sum(prod(output.shape) * output.dtype.itemsize for output in of_samples)
-        # Instance normalisation is one of a single row: it is only of several samples that a batch's is known.
+        # with several rows, because instance normalisation is batch normalisation of a single one
         if "BatchNormBackward" in node.name() and samples > 1 and of_samples:
             mixed |= bool(getattr(node, "_saved_training", False))
     return Survey(tuple(leaves), separable, size, mixed)
