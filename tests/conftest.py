@@ -1,4 +1,4 @@
-"""Hypothesis profiles, "default" and "thorough" for a long look; and what becomes of the tests marked "gpu"."""
+"""Hypothesis profiles, "default" and "thorough" for a long look; a fixture; what becomes of the tests marked "gpu"."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ settings.register_profile("thorough", _patient, max_examples=1000, derandomize=F
 settings.load_profile("default")
 
 np.set_printoptions(threshold=30, edgeitems=2)  # a failing example is a few arrays: show their shapes, not all numbers
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """A compiler of torch that has not yet compiled anything."""
+    torch._dynamo.reset()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -13,6 +13,7 @@ import mcelbo
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("fresh_compiler"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's compiler warns of itself
 ]
 NUMBERS = (1.0, 0.5, 0.25)
@@ -34,8 +35,7 @@ def bound(x: Tensor, decoder: Any, **settings: Any) -> Tensor:
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compile a function, with nothing left of those compiled before."""
-    torch._dynamo.reset()
+    """Compile a function as a whole."""
     return torch.compile(function, fullgraph=True, backend="aot_eager", **options)
 
 

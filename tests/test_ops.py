@@ -369,11 +369,6 @@ def test_vmap_maps_the_seed() -> None:
     assert torch.equal(eps[0], eps[2])
 
 
-@pytest.fixture
-def fresh_compiler() -> None:
-    torch._dynamo.reset()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler warns of itself

@@ -105,8 +105,13 @@ class Gaussian(Likelihood):
         sigma = self._of_pixels(arguments)
         if sigma is None:
             return arguments
-        weight = 1.0 if arguments.weight is None else arguments.weight
-        return replace(arguments, weight=weight / sigma.square())
+        weight = arguments.weight
+        if weight is None:
+            return replace(arguments, weight=1.0 / sigma.square())
+        # Of a pixel of weight 0 sigma's gradient would be 0 times that of its weight, which is what the pixel holds.
+        excluded = weight == 0
+        held = sigma.detach().masked_fill(~excluded, 0.0)
+        return replace(arguments, weight=weight / (sigma.masked_fill(excluded, 0.0) + held).square())
 
     def log_density(self, arguments: Arguments, sums: Sums) -> LogDensity:
         """Return T / 2 and sum_j w_j log(2 pi s_j^2) / 2, or T / (2 s^2) and (m / 2) log(2 pi s^2)."""
@@ -119,10 +124,7 @@ class Gaussian(Likelihood):
         return LogDensity(2 * variance, pixels / 2 * (math.log(2 * math.pi) + log_variance))
 
     def _of_pixels(self, arguments: Arguments) -> Tensor | None:
-        """Return the scales of the pixels, (B or 1, m), or None for a single one.
-
-        A pixel of weight 0 has no say in its scale, and a bad scale is replaced there.
-        """
+        """Return the scales of the pixels, (B or 1, m), or None for a single one; a weight of 0 replaces a bad one."""
         sigma, x, weight = self.sigma, arguments.x, arguments.weight
         if not isinstance(sigma, Tensor) or sigma.numel() == 1:
             return None
@@ -133,12 +135,9 @@ class Gaussian(Likelihood):
         sigma = sigma.unsqueeze(0) if listed else flat_pixels("sigma", sigma, shape)
         if weight is None:
             return sigma
-        excluded = weight == 0
-        bad = excluded & ~(sigma.log() / sigma.square()).isfinite()
-        # Its gradient would be 0 times that of its weight, which is what the pixel holds. Not by torch.where, whose
-        # derivative copies a number to a GPU and waits for it.
-        held = sigma.detach().expand_as(bad).masked_fill(bad, 1.0).masked_fill(~excluded, 0.0)
-        return sigma.expand_as(bad).masked_fill(excluded, 0.0) + held
+        unused = (weight == 0) & ~(sigma.log() / sigma.square()).isfinite()
+        # not torch.where, whose derivative copies a number to a GPU and waits for it
+        return sigma.expand_as(unused).masked_fill(unused, 1.0)
 
     def _variance(self, total: Tensor, pixels: Scalar) -> tuple[Scalar, Scalar]:
         """Return s^2 and log s^2 for a batch's sum of mean errors and its number of pixels."""

@@ -186,7 +186,7 @@ class Call:
         sums, columns = self.chunk.sums, self.plan.columns
         if self.errors is not None:
             self.launch(self.plan.errors, (up(count, THREADS), 1), sums, columns, count, begin, self.errors)
-        elif self.upstream is None:
+        elif self.kind.summed:
             given = sums, columns, None if self.form is None else self.form.fit
             results = self.moments.mean, self.moments.squares
             self.add_rows(self.plan.moments, begin, count, given, self.waiting.moments, results)

@@ -64,7 +64,7 @@ def chunk_launches(span: Span) -> Iterator[Launch]:
         yield thin(span, plan.thin)
     if span.kind.keep:
         yield errors(span)
-    elif not span.kind.upstream:
+    elif span.kind.summed:
         yield from moments(span)
     if not need.gradient:
         return
